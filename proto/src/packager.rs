@@ -1,0 +1,166 @@
+//! What the packager hears and says: requests for deployments, packaged projects, registered models.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Extra,
+    event::Event,
+    id::{Digest, Generation, ModelName},
+    spec::ServiceSpec,
+};
+
+/// A user asks for a service. The stream sequence of this event becomes the generation of the service.
+///
+/// Only `source` must be given; what is left out is read from the project's own files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeploymentRequested {
+    /// Where the project is.
+    pub source: Source,
+    /// The whole specification, when the sender has already read the project's files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<ServiceSpec>,
+    /// Which files to read and what to put in their place, when `spec` is left out.
+    #[serde(default)]
+    pub options: ProjectOptions,
+    /// The service's keys, encrypted to the deployer; generated when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed_keys: Option<SealedKeys>,
+    /// What a newer version says and this one does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl Event for DeploymentRequested {
+    const TYPE: &'static str = "deployment.requested";
+}
+
+/// Where a project's files are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Source {
+    /// A folder that the packager can see, as an absolute path.
+    Folder(String),
+    /// A revision in a git repository.
+    Git(GitSource),
+    /// An archive that was sent before, by its digest.
+    Upload(Digest),
+}
+
+/// A revision in a git repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GitSource {
+    /// The address, as `git clone` takes it; one with a password in it is refused.
+    pub address: String,
+    /// A branch, tag or commit.
+    pub revision: String,
+    /// The project's folder in the repository; the root when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<String>,
+}
+
+/// Which of a project's files describe it, and what is said in their place: v1's CLI flags.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProjectOptions {
+    /// The inference configuration, relative to the project's folder; `inferenceconfig.json` when left out and there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inference_config: Option<String>,
+    /// The deployment configuration, relative to the project's folder; `deploymentconfig.json` when left out and there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment_config: Option<String>,
+    /// The entry script, in place of the inference configuration's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry_script: Option<String>,
+    /// The conda file, in place of the inference configuration's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conda_file: Option<String>,
+    /// Models, each as `NAME:VERSION` (registered) or `NAME[:VERSION]=PATH` (registered now, if it changed).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
+    /// Whether models that lie in the folder by convention (`azureml-models/`, `models/`) are left alone.
+    #[serde(default)]
+    pub no_models: bool,
+}
+
+/// Two keys, encrypted to the deployer's public key: no one else can read them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SealedKeys {
+    /// The public key (a NATS xkey) that they are encrypted to.
+    pub recipient: String,
+    /// The cipher text, in hexadecimal digits.
+    pub sealed: String,
+}
+
+/// A project lies in the object store, and its specification is complete.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProjectPackaged {
+    /// Which change of the service this is.
+    pub generation: Generation,
+    /// The project's files.
+    pub archive: Archive,
+    /// What was asked for.
+    pub spec: ServiceSpec,
+    /// The service's keys, encrypted to the deployer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed_keys: Option<SealedKeys>,
+    /// What the user should know though it stops nothing, unknown keys of a v1 file for example.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// How long packaging took, in milliseconds.
+    #[serde(default)]
+    pub took_ms: u64,
+    /// What a newer version says and this one does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl Event for ProjectPackaged {
+    const TYPE: &'static str = "project.packaged";
+}
+
+/// The zip of a project or of a model's files, named by its digest in the object store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Archive {
+    /// The SHA-256 of the zip.
+    pub digest: Digest,
+    /// The length of the zip in bytes.
+    pub size: u64,
+    /// How many files it holds.
+    pub files: u64,
+    /// How many files the ignore rules left out.
+    #[serde(default)]
+    pub ignored: u64,
+}
+
+/// All versions of a registered model: one entry of the models bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Model {
+    /// The model's name.
+    pub name: ModelName,
+    /// Its versions, oldest first.
+    pub versions: Vec<ModelVersion>,
+    /// What a newer version says and this one does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// One version of a registered model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelVersion {
+    /// The number, from 1.
+    pub version: u32,
+    /// Its files: exactly one entry at the root, the file or folder that was registered.
+    pub archive: Archive,
+    /// The name of that entry.
+    pub entry: String,
+    /// When it was registered (RFC 3339, UTC).
+    pub created: String,
+}
