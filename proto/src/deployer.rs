@@ -162,9 +162,15 @@ pub struct ServiceRecord {
     /// The newest failure, until a generation succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<DeploymentFailed>,
-    /// Whether the service is on its way out.
+    /// Whether the service is on its way out, or gone (see [`ServiceRecord::gone`]).
     #[serde(default)]
     pub deleting: bool,
+    /// The newest generation that was started or asked for deletion; one that is not newer changes nothing.
+    #[serde(default = "no_generation")]
+    pub accepted: Generation,
+    /// What has been decided and must still be said; it is kept here so that neither is lost without the other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outbox: Vec<Announcement>,
     /// When it was first deployed (RFC 3339, UTC).
     #[serde(default)]
     pub created: String,
@@ -174,6 +180,29 @@ pub struct ServiceRecord {
     /// What a newer version says and this one does not know.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+impl ServiceRecord {
+    /// Whether the service has been deleted: nothing of it is left, and the entry only keeps late events from bringing it back.
+    pub fn gone(&self) -> bool {
+        self.deleting && self.active.is_none() && self.candidate.is_none() && self.outbox.is_empty()
+    }
+}
+
+fn no_generation() -> Generation {
+    Generation(0)
+}
+
+/// An event that the deployer says about a decision.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Announcement {
+    /// `deployment.ready`, said when the route is switched.
+    Ready(DeploymentReady),
+    /// `deployment.failed`, said at once.
+    Failed(DeploymentFailed),
+    /// `deployment.deleted`, said when the last replica is gone.
+    Deleted(DeploymentDeleted),
 }
 
 /// One generation, ready to be started: what `image.resolved` said.

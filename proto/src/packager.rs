@@ -86,12 +86,16 @@ pub struct ProjectOptions {
 }
 
 /// Two keys, encrypted to the deployer's public key: no one else can read them.
+///
+/// The plain text is the JSON of [`crate::query::Keys`]; an empty secondary key is one to be generated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SealedKeys {
     /// The public key (a NATS xkey) that they are encrypted to.
     pub recipient: String,
-    /// The cipher text, in hexadecimal digits.
+    /// The public key (a NATS xkey made for this once) of whoever encrypted them; it is needed to decrypt them.
+    pub sender: String,
+    /// The cipher text as `nkeys::XKey::seal` gives it, in hexadecimal digits.
     pub sealed: String,
 }
 
