@@ -5,11 +5,12 @@
 //! after the server was away.
 
 mod bucket;
+mod history;
 mod listen;
 mod query;
 mod work;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{
     ConnectOptions, HeaderMap,
@@ -23,10 +24,12 @@ use proto::{
     id::{InstanceId, ServiceName, Workspace},
     subject,
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
     bucket::{Bucket, Change, Entry, Watch},
+    history::{DeadLetter, History, Past},
     listen::Listener,
     query::{AskError, Question, Questions},
     work::{Deliveries, Delivery, WorkQueue},
@@ -94,6 +97,8 @@ pub struct Bus {
     component: &'static str,
     instance: InstanceId,
     traceparent: Option<String>,
+    /// Counts connections, so that readers begin anew at once instead of waiting for a missed heartbeat.
+    connections: watch::Receiver<u64>,
 }
 
 impl Bus {
@@ -108,7 +113,7 @@ impl Bus {
         settings: &BusSettings,
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
-        let client = find(component, settings).await?;
+        let (client, connections) = find(component, settings).await?;
         let info = client.server_info();
         if !client.is_server_compatible(OLDEST.0, OLDEST.1, OLDEST.2) {
             return Err(Error::Incompatible(format!(
@@ -118,7 +123,8 @@ impl Bus {
         }
         let mut context = jetstream::new(client.clone());
         context.set_timeout(CALL);
-        let bus = Self { client, context, shutdown, component, instance: instance.clone(), traceparent: None };
+        let bus =
+            Self { client, context, shutdown, component, instance: instance.clone(), traceparent: None, connections };
         bus.retry(CONNECT, || streams::ensure(&bus.context, streams::events())).await?;
         bus.retry(CONNECT, || streams::ensure(&bus.context, streams::dead_letters())).await?;
         Ok(bus)
@@ -232,7 +238,9 @@ impl Bus {
 }
 
 /// Connects, waiting for a server that is not there yet, but not for one that refuses the login.
-async fn find(component: &str, settings: &BusSettings) -> Result<async_nats::Client, Error> {
+async fn find(component: &str, settings: &BusSettings) -> Result<(async_nats::Client, watch::Receiver<u64>), Error> {
+    let (connected, connections) = watch::channel(0);
+    let connected = Arc::new(connected);
     let deadline = tokio::time::Instant::now() + CONNECT;
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
     loop {
@@ -243,14 +251,25 @@ async fn find(component: &str, settings: &BusSettings) -> Result<async_nats::Cli
             .ping_interval(Duration::from_secs(10))
             .max_reconnects(None)
             .reconnect_delay_callback(|attempts| Duration::from_millis(50 << attempts.min(5)))
-            .event_callback(|event| async move { tracing::debug!(%event, "bus") });
+            .event_callback({
+                let connected = connected.clone();
+                move |event| {
+                    let connected = connected.clone();
+                    async move {
+                        tracing::debug!(%event, "bus");
+                        if event == async_nats::Event::Connected {
+                            connected.send_modify(|count| *count += 1);
+                        }
+                    }
+                }
+            });
         if let Some((user, password)) = &settings.login {
             options =
                 options.user_and_password(user.clone(), password.clone()).custom_inbox_prefix(format!("_INBOX_{user}"));
         }
         let addresses: Vec<&str> = settings.address.split(',').map(str::trim).collect();
         let error = match options.connect(addresses).await {
-            Ok(client) => return Ok(client),
+            Ok(client) => return Ok((client, connections)),
             Err(error) => error,
         };
         if matches!(

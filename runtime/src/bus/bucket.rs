@@ -9,6 +9,8 @@ use async_nats::jetstream::{
 use futures::{StreamExt, TryStreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 
+use tokio::sync::watch;
+
 use super::{Bus, CALL, CONNECT, Error};
 use crate::backoff::Backoff;
 
@@ -165,6 +167,7 @@ impl<T: Serialize + DeserializeOwned> Bucket<T> {
         Watch {
             bucket: self.clone(),
             messages: None,
+            connections: self.bus.connections.clone(),
             synced: false,
             last_came: false,
             known: HashSet::new(),
@@ -192,6 +195,7 @@ impl<T: Serialize + DeserializeOwned> Bucket<T> {
 pub struct Watch<T> {
     bucket: Bucket<T>,
     messages: Option<push::Ordered>,
+    connections: watch::Receiver<u64>,
     synced: bool,
     /// Whether the last of what was there when the watch was opened has come.
     last_came: bool,
@@ -234,7 +238,12 @@ impl<T: Serialize + DeserializeOwned> Watch<T> {
             if !self.synced && self.last_came {
                 return self.finish_sync();
             }
-            match messages.next().await {
+            let next = tokio::select! {
+                biased;
+                next = messages.next() => next,
+                Ok(()) = self.connections.changed() => None,
+            };
+            match next {
                 Some(Ok(message)) => {
                     self.backoff.reset();
                     if let Some(change) = self.accept(&message) {
@@ -256,6 +265,7 @@ impl<T: Serialize + DeserializeOwned> Watch<T> {
         self.synced = false;
         self.last_came = false;
         self.seen.clear();
+        self.connections.mark_unchanged();
         let failed = |error: &dyn std::fmt::Display| Error::Unavailable(error.to_string());
         let config = push::OrderedConfig {
             deliver_subject: self.bucket.bus.client.new_inbox(),

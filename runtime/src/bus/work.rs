@@ -18,6 +18,8 @@ use proto::{
     subject,
 };
 
+use tokio::sync::watch;
+
 use super::{Bus, Error};
 use crate::backoff::Backoff;
 
@@ -39,6 +41,7 @@ pub struct Deliveries {
     bus: Bus,
     queue: WorkQueue,
     messages: Option<pull::Stream>,
+    connections: watch::Receiver<u64>,
     backoff: Backoff,
 }
 
@@ -74,9 +77,11 @@ impl Bus {
     ///
     /// Fails when the server could not be had for 30 s.
     pub async fn work(&self, queue: WorkQueue) -> Result<Deliveries, Error> {
+        let mut connections = self.connections.clone();
+        connections.mark_unchanged();
         let messages = self.retry(super::CONNECT, || open(self, &queue)).await?;
         let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
-        Ok(Deliveries { bus: self.clone(), queue, messages: Some(messages), backoff })
+        Ok(Deliveries { bus: self.clone(), queue, messages: Some(messages), connections, backoff })
     }
 }
 
@@ -118,6 +123,7 @@ impl Deliveries {
     async fn next_or_reopen(&mut self) -> Delivery {
         loop {
             let Some(messages) = &mut self.messages else {
+                self.connections.mark_unchanged();
                 match open(&self.bus, &self.queue).await {
                     Ok(messages) => self.messages = Some(messages),
                     Err(error) => {
@@ -127,7 +133,13 @@ impl Deliveries {
                 }
                 continue;
             };
-            match messages.next().await {
+            let next = tokio::select! {
+                // What has come already is handed out before anything else: dropped, it would come again only after `ack_wait`.
+                biased;
+                next = messages.next() => next,
+                Ok(()) = self.connections.changed() => None,
+            };
+            match next {
                 Some(Ok(message)) => {
                     self.backoff.reset();
                     if let Some(delivery) = self.accept(message).await {
