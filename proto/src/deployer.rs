@@ -154,6 +154,9 @@ pub struct ServiceRecord {
     /// What the router compares keys with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub key_digests: Vec<Digest>,
+    /// The keys that the candidate brings; they hold once it serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate_keys: Option<KeyRing>,
     /// The state, in v1's words.
     pub state: ServiceState,
     /// Replicas that are ready.
@@ -191,6 +194,16 @@ impl ServiceRecord {
 
 fn no_generation() -> Generation {
     Generation(0)
+}
+
+/// Two keys of a service, as they are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyRing {
+    /// The keys, encrypted to the deployer itself.
+    pub sealed: crate::packager::SealedKeys,
+    /// The SHA-256 of each.
+    pub digests: Vec<Digest>,
 }
 
 /// An event that the deployer says about a decision.
