@@ -1,1 +1,11 @@
-fn main() {}
+//! `kaai-scaler`: the scaler as a process of its own.
+
+use clap::Parser;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = scaler::Args::parse();
+    let rt = runtime::start("scaler", &args.common).await?;
+    scaler::run(args.try_into()?, rt.clone()).await?;
+    rt.finish().await
+}
