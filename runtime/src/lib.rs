@@ -9,6 +9,7 @@ pub mod backoff;
 pub mod bus;
 pub mod clock;
 pub mod config;
+pub mod pieces;
 pub mod shutdown;
 pub mod store;
 pub mod streams;

@@ -1,11 +1,29 @@
 //! Logs and metrics.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    fs::OpenOptions,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use prometheus_client::registry::Registry;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::config::LogFormat;
+
+/// Sends logs to a file, to which they are appended, as lines for people: for a program whose terminal belongs to its user.
+///
+/// # Errors
+///
+/// Fails when the file cannot be opened.
+pub fn init_file(path: &Path, filter: &str) -> std::io::Result<()> {
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let layer = fmt::layer().with_writer(Mutex::new(file)).with_target(false).with_ansi(false);
+    let _already_there = tracing_subscriber::registry().with(filter).with(layer).try_init();
+    Ok(())
+}
 
 /// Sends logs to standard error. A second call changes nothing, so that a test may start many components.
 ///

@@ -197,3 +197,19 @@ async fn what_is_said_comes_back_in_order_as_history() {
     let two = history.next().await.unwrap();
     assert_eq!((two.envelope.id.as_str(), two.event_type.as_str()), ("gone", "deployment.deleted"));
 }
+
+#[tokio::test]
+async fn pieces_are_put_listed_read_and_taken_away() {
+    let nats = Nats::start().await;
+    let rt = nats.runtime("tester").await;
+    let pieces = rt.bus.pieces("test_pieces").await.unwrap();
+    let large = vec![7u8; 3 << 20];
+    pieces.put("a/0", large.clone().into()).await.unwrap();
+    pieces.put("b/0", "small".into()).await.unwrap();
+    assert_eq!(pieces.list("a/").await.unwrap(), [("a/0".to_owned(), large.len() as u64)]);
+    assert_eq!(pieces.get("a/0").await.unwrap(), Some(large));
+    pieces.delete("a/0").await.unwrap();
+    pieces.delete("a/0").await.unwrap();
+    assert_eq!(pieces.get("a/0").await.unwrap(), None);
+    assert!(pieces.list("a/").await.unwrap().is_empty());
+}
