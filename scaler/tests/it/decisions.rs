@@ -430,6 +430,17 @@ fn what_a_person_asks_for_stays_for_a_minute() {
 }
 
 #[test]
+fn replicas_that_came_without_a_request_stay_for_a_minute_too() {
+    let mut world = World::with((1.0, 0.1), auto(1, 10));
+    world.run(100);
+    world.carry_out(6);
+    world.run(55);
+    assert_eq!((world.asked(), world.coming()), (NONE.to_vec(), 6));
+    world.run(10);
+    assert_eq!(world.asked(), [1]);
+}
+
+#[test]
 fn a_higher_need_may_have_to_hold_too() {
     let mut world = World::new(Timing { up: Duration::from_secs(10), ..Timing::default() });
     world.run(20);
