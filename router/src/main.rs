@@ -1,1 +1,11 @@
-fn main() {}
+//! The router as a program.
+
+use clap::Parser;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = router::Args::parse();
+    let rt = runtime::start("router", &args.common).await?;
+    router::run(args.try_into()?, rt.clone()).await?;
+    rt.finish().await
+}

@@ -1,0 +1,13 @@
+//! The data path on real sockets against replicas that behave as a test wants, and once with a real bus.
+
+mod access;
+mod bus;
+mod draining;
+mod failures;
+mod framing;
+mod headers;
+mod limits;
+mod payloads;
+mod replica;
+mod shutdown;
+mod world;

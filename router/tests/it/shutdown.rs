@@ -1,0 +1,47 @@
+//! The end of a router.
+
+use std::sync::Arc;
+
+use runtime::shutdown::Tasks;
+use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+
+use crate::{
+    replica::{Replica, ok},
+    world::{Kept, SCORE, SOON, World, ask, request, route, until},
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_router_that_stops_finishes_what_is_in_hand_and_takes_nothing_new() {
+    let door = Arc::new(Semaphore::new(0));
+    let replica = {
+        let door = door.clone();
+        Replica::unix("a", move |_| {
+            let door = door.clone();
+            async move {
+                door.acquire().await.unwrap().forget();
+                ok("finished")
+            }
+        })
+    };
+    let world = World::new(route(vec![replica.endpoint()]));
+    let address = world.address();
+    let in_hand = Tasks::default().spawn(async move {
+        let mut kept = Kept::open(address).await;
+        kept.ask(request("POST", SCORE, "{}")).await.unwrap()
+    });
+    let queued = {
+        until("the replica is at it", || replica.seen.now() == 1).await;
+        Tasks::default().spawn(async move { ask(address, request("POST", SCORE, "{}")).await })
+    };
+    world.settled(1, 1).await;
+    let idle = Kept::open(address).await;
+    let stopping = Tasks::default().spawn(world.server.stop());
+    runtime::testing::until("nobody is let in any more", SOON, async || TcpStream::connect(address).await.err()).await;
+    assert!(!stopping.is_finished());
+    door.add_permits(2);
+    let answer = in_hand.await.unwrap();
+    assert_eq!((answer.text(), &answer.headers["connection"]), ("finished", &"close".parse().unwrap()));
+    assert_eq!(queued.await.unwrap().text(), "finished");
+    timeout(SOON, stopping).await.expect("it has stopped").unwrap();
+    drop(idle);
+}
