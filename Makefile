@@ -1,0 +1,53 @@
+# One target a verb. `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
+
+EXAMPLE := examples/ridge-diabetes
+KAAI := target/release/kaai
+
+.PHONY: help up demo test lint bench bench-redeploy bench-packager schema docs tools build clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: tools build ## build, start all of kaai, deploy an example and ask it; stays until Ctrl-C
+	@exec $(KAAI) up --deploy $(EXAMPLE)
+
+demo: tools build ## the same on a folder of the moment, and end after the prediction
+	@home=$$(mktemp -d "$${TMPDIR:-/tmp}/kaai-demo.XXXXXX"); trap 'rm -rf "$$home"' EXIT; \
+	$(KAAI) up --home "$$home" --deploy $(EXAMPLE) --exit
+
+test: tools ## run every test
+	@python3 tools/run_tests.py
+
+lint: ## formatting, clippy, generated documents
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	cargo test --quiet --package proto --test contract the_documents_are_as_generated
+
+bench: bench-packager bench-redeploy ## run every benchmark
+
+bench-redeploy: tools build ## a changed source line until it answers, beside the same by hand
+	@python3 benches/redeploy.py
+
+bench-packager: tools build ## packaging, beside zip, git archive and shutil
+	@python3 benches/packager.py
+
+schema: ## write the generated documents of the contract
+	cargo run --quiet --package proto --example write-schema
+
+docs: ## write the documentation of the crates
+	cargo doc --workspace --no-deps
+
+tools: ## fetch nats-server and uv into .tools, unless PATH has them
+	@python3 tools/fetch.py
+
+build: ## build the release of kaai
+	@python3 tools/build.py
+
+clean: ## remove what was built and fetched
+	rm -rf target .tools
