@@ -1,1 +1,11 @@
-fn main() {}
+//! The packager as a program of its own.
+
+use clap::Parser;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = packager::Args::parse();
+    let rt = runtime::start("packager", &args.common).await?;
+    packager::run(args.try_into()?, rt.clone()).await?;
+    rt.finish().await
+}

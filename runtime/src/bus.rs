@@ -250,7 +250,7 @@ async fn find(component: &str, settings: &BusSettings) -> Result<(async_nats::Cl
             .connection_timeout(CALL)
             .ping_interval(Duration::from_secs(10))
             .max_reconnects(None)
-            .reconnect_delay_callback(|attempts| Duration::from_millis(50 << attempts.min(5)))
+            .reconnect_delay_callback(reconnect_delay)
             .event_callback({
                 let connected = connected.clone();
                 move |event| {
@@ -283,6 +283,14 @@ async fn find(component: &str, settings: &BusSettings) -> Result<(async_nats::Cl
             return Err(Error::Unavailable(format!("no nats-server answers at {}: {error}", settings.address)));
         }
         tokio::time::sleep_until(next).await;
+    }
+}
+
+/// The first attempt comes at once: this delay is taken before the very first connection as well.
+fn reconnect_delay(attempts: usize) -> Duration {
+    match attempts {
+        0 | 1 => Duration::ZERO,
+        more => Duration::from_millis(50 << more.min(6)),
     }
 }
 

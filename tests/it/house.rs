@@ -95,8 +95,10 @@ fn sources() -> Vec<PathBuf> {
 
 #[test]
 fn every_module_says_first_what_it_owns() {
-    let silent: Vec<_> =
-        sources().into_iter().filter(|path| !fs::read_to_string(path).unwrap().trim_start().starts_with("//!")).collect();
+    let silent: Vec<_> = sources()
+        .into_iter()
+        .filter(|path| !fs::read_to_string(path).unwrap().trim_start().starts_with("//!"))
+        .collect();
     assert!(silent.is_empty(), "no //! in {silent:?}");
 }
 

@@ -1,0 +1,159 @@
+//! `kaai env`: the identity of an environment, and why two differ.
+
+use std::path::{Path, PathBuf};
+
+use builder::identity;
+use clap::Subcommand;
+use packager::project;
+use proto::{
+    id::{EnvironmentHash, ServiceName},
+    query::GetBuildLog,
+    spec::EnvironmentSpec,
+};
+use serde_json::json;
+
+use crate::{
+    command::{deploy::ProjectArgs, logs},
+    connection::{ASK, Reach},
+    ending::{Ending, Result},
+    output::{self, Format},
+};
+
+/// Show the identity of an environment, why two differ, and how one was built
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Show what a project's environment is made of, and its hash
+    Show {
+        /// The project's folder
+        #[arg(default_value = ".")]
+        folder: PathBuf,
+        #[command(flatten)]
+        project: ProjectArgs,
+    },
+    /// Say in what the environments of two projects differ
+    Why {
+        /// A project's folder, or a service that runs
+        a: String,
+        /// Another
+        b: String,
+    },
+    /// Show the log of an environment's newest build
+    Log {
+        /// The environment's hash, or its first digits (at least 6)
+        #[arg(required_unless_present = "folder")]
+        hash: Option<String>,
+        /// The project whose environment it is, in place of a hash
+        #[arg(long, conflicts_with = "hash")]
+        folder: Option<PathBuf>,
+        /// How many of the last lines
+        #[arg(long, short = 'n', default_value_t = 5000)]
+        lines: u32,
+    },
+}
+
+/// Reads projects here; asks only for services and logs.
+pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
+    match args.action {
+        Action::Show { folder, project } => show(&read(&folder, &project)?, format),
+        Action::Why { a, b } => {
+            let before = one(&a, reach).await?;
+            let after = one(&b, reach).await?;
+            why(&before, &after, format)
+        }
+        Action::Log { hash, folder, lines } => {
+            let environment = match (hash, folder) {
+                (Some(hash), _) => hash,
+                (None, folder) => {
+                    let spec = read(&folder.unwrap_or_else(|| ".".into()), &ProjectArgs::default())?;
+                    hash_of(&spec)?.to_string()
+                }
+            };
+            let connection = reach.connect().await?;
+            let query = GetBuildLog { environment, lines };
+            logs::show(&connection.bus.ask(connection.workspace(), &query, ASK).await?, format)
+        }
+    }
+}
+
+/// The environment of a folder, else of the service of that name.
+async fn one(name: &str, reach: &Reach) -> Result<EnvironmentSpec> {
+    let folder = Path::new(name);
+    if folder.is_dir() {
+        return read(folder, &ProjectArgs::default());
+    }
+    let service: ServiceName = name.parse().map_err(|_| {
+        Ending::usage(format!("{name} is neither a folder nor a service"), "give the folder of a project")
+    })?;
+    let record = reach.connect().await?.service(&service).await?.value;
+    let release = record.active.or(record.candidate);
+    let release = release
+        .ok_or_else(|| Ending::mend(format!("{service} has no generation that serves"), "give a folder instead"))?;
+    Ok(release.spec.environment)
+}
+
+fn read(folder: &Path, project: &ProjectArgs) -> Result<EnvironmentSpec> {
+    let folder = std::fs::canonicalize(folder).map_err(|error| {
+        Ending::mend(format!("{} cannot be read: {error}", folder.display()), "give the folder of a project")
+    })?;
+    // The name is no part of an environment: a folder whose name makes no service is fine here.
+    let service = project::default_name(&folder)
+        .or_else(|_| "environment".parse())
+        .map_err(|error| Ending::platform(error.to_string(), ""))?;
+    Ok(project::read(&folder, &project.options(), &service)?.spec.environment)
+}
+
+fn hash_of(spec: &EnvironmentSpec) -> Result<EnvironmentHash> {
+    identity::hash(spec).map_err(|refused| refused.into_failure().into())
+}
+
+fn show(spec: &EnvironmentSpec, format: Format) -> Result {
+    let hash = hash_of(spec)?;
+    let facts = identity::facts(spec).map_err(|refused| Ending::from(refused.into_failure()))?;
+    match format {
+        Format::Json => output::json(&json!({ "hash": hash, "facts": facts })),
+        Format::Text => {
+            output::line(&format!("{hash}\n"));
+            let rows: Vec<_> = facts.into_iter().map(|fact| vec![fact.path, fact.value]).collect();
+            output::table(&["FACT", "VALUE"], &rows);
+        }
+    }
+    Ok(())
+}
+
+fn why(before: &EnvironmentSpec, after: &EnvironmentSpec, format: Format) -> Result {
+    let differences = identity::why(before, after).map_err(|refused| Ending::from(refused.into_failure()))?;
+    let (one, other) = (hash_of(before)?, hash_of(after)?);
+    if format == Format::Json {
+        output::json(
+            &json!({ "same": differences.is_empty(), "before": one, "after": other, "differences": differences }),
+        );
+        return Ok(());
+    }
+    if differences.is_empty() {
+        output::line(&format!("the same: {one}"));
+        return Ok(());
+    }
+    let facts = identity::facts(before).map_err(|refused| Ending::from(refused.into_failure()))?.len();
+    output::line(&format!("different: {} of {facts} facts  ({} → {})", differences.len(), one.short(), other.short()));
+    let rows: Vec<_> = differences
+        .into_iter()
+        .map(|difference| {
+            let none = || "–".to_owned();
+            vec![
+                String::new(),
+                difference.path,
+                difference.before.unwrap_or_else(none),
+                "→".to_owned(),
+                difference.after.unwrap_or_else(none),
+            ]
+        })
+        .collect();
+    output::table(&["", "FACT", "BEFORE", "", "AFTER"], &rows);
+    Ok(())
+}

@@ -1,0 +1,274 @@
+//! Where a project's files come from: a folder that the packager sees, a git revision, or an archive sent before.
+//!
+//! Whatever it is, it ends as a folder. What came from elsewhere lies in a temporary one that goes when the [`Checkout`] goes.
+
+use std::{
+    path::{Component, Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use proto::{
+    failure::{Failure, Stage},
+    id::{Digest, ServiceName},
+    packager::{GitSource, Source},
+};
+use runtime::{
+    archive::{self, Limits},
+    store::{self, Store, archive_key},
+};
+use tempfile::TempDir;
+use tokio::process::Command;
+
+/// How long git may take in all.
+const GIT: Duration = Duration::from_secs(300);
+
+/// A project's files on this machine.
+pub(crate) struct Checkout {
+    /// The project's folder.
+    pub(crate) folder: PathBuf,
+    /// Whether it is the user's own folder, whose links and models may lead anywhere.
+    pub(crate) own: bool,
+    _temporary: Option<TempDir>,
+}
+
+/// Why a source could not be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The request cannot be carried out as it is.
+    #[error("{0}")]
+    Failure(Box<Failure>),
+    /// It may work later.
+    #[error("{0}")]
+    Transient(String),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(Box::new(failure))
+    }
+}
+
+/// Makes the files of a source available.
+pub(crate) async fn checkout(
+    source: &Source,
+    service: &ServiceName,
+    store: &Store,
+    work: &Path,
+) -> Result<Checkout, Error> {
+    match source {
+        Source::Folder(folder) => own_folder(folder).map_err(Error::from),
+        Source::Git(git) => from_git(git, work).await,
+        Source::Upload(digest) => from_upload(digest, service, store, work).await,
+    }
+}
+
+fn own_folder(folder: &str) -> Result<Checkout, Failure> {
+    let path = PathBuf::from(folder);
+    let wrong = |what: &str| {
+        Failure::project(
+            Stage::Packaging,
+            format!("the folder {folder} {what}"),
+            "name a folder that the packager can see, by its absolute path; `kaai deploy` sends one from elsewhere",
+        )
+    };
+    if !path.is_absolute() {
+        return Err(wrong("is no absolute path"));
+    }
+    if !path.is_dir() {
+        return Err(wrong(if path.exists() { "is no folder" } else { "does not exist where the packager runs" }));
+    }
+    Ok(Checkout { folder: path, own: true, _temporary: None })
+}
+
+async fn from_upload(digest: &Digest, service: &ServiceName, store: &Store, work: &Path) -> Result<Checkout, Error> {
+    let transient = |error: &dyn std::fmt::Display| Error::Transient(error.to_string());
+    let temporary = TempDir::new_in(work).map_err(|error| transient(&error))?;
+    let zip = temporary.path().join("archive.zip");
+    match store.fetch(&archive_key(digest), &zip).await {
+        Ok(_) => {}
+        Err(store::Error::NotFound { .. }) => {
+            let cause = format!("the archive {digest} was not sent");
+            return Err(
+                Failure::project(Stage::Packaging, cause, "send it first, or use `kaai deploy`, which does").into()
+            );
+        }
+        Err(error) => return Err(transient(&error)),
+    }
+    // The folder has the service's name: it becomes the source directory's, which scripts can see.
+    let folder = temporary.path().join("project").join(service.as_str());
+    std::fs::create_dir_all(&folder).map_err(|error| transient(&error))?;
+    let into = folder.clone();
+    let unpacked = tokio::task::spawn_blocking(move || archive::unpack(&zip, &into, Limits::default())).await;
+    match unpacked.map_err(|error| transient(&error))? {
+        Ok(_) => Ok(Checkout { folder, own: false, _temporary: Some(temporary) }),
+        Err(error @ (archive::Error::Full(_) | archive::Error::File { .. })) => Err(transient(&error)),
+        Err(error) => Err(Failure::project(Stage::Packaging, error.to_string(), "send a zip of plain files").into()),
+    }
+}
+
+async fn from_git(git: &GitSource, work: &Path) -> Result<Checkout, Error> {
+    check(git)?;
+    let temporary = TempDir::new_in(work).map_err(|error| Error::Transient(error.to_string()))?;
+    let root = temporary.path().join(repository_name(&git.address));
+    std::fs::create_dir(&root).map_err(|error| Error::Transient(error.to_string()))?;
+    let fetched = tokio::time::timeout(GIT, fetch(git, &root)).await;
+    fetched.map_err(|_| {
+        let cause = format!("git did not fetch {} within {} s", git.address, GIT.as_secs());
+        Failure::platform(Stage::Packaging, cause, "see that the packager reaches the repository, then deploy again")
+    })??;
+    let folder = git.folder.as_ref().map_or_else(|| root.clone(), |folder| root.join(folder));
+    // A repository may hold a link in place of the folder.
+    let real = std::fs::canonicalize(&folder).ok().filter(|real| real.is_dir() && real.starts_with(&root));
+    let real = real.ok_or_else(|| {
+        let cause =
+            format!("{} has no folder {} at {}", git.address, git.folder.as_deref().unwrap_or("."), git.revision);
+        Failure::project(Stage::Packaging, cause, "name a folder that is there")
+    })?;
+    Ok(Checkout { folder: real, own: false, _temporary: Some(temporary) })
+}
+
+/// Refuses what git would take for an option, a program to run, or a place of this machine that is not a repository.
+fn check(git: &GitSource) -> Result<(), Failure> {
+    let wrong = |cause: String| {
+        Failure::project(
+            Stage::Packaging,
+            cause,
+            "give an https://, ssh:// or file:// address without a password, and a branch, tag or commit",
+        )
+    };
+    let address = git.address.as_str();
+    let known = ["https://", "http://", "ssh://", "file:///"].iter().any(|scheme| address.starts_with(scheme));
+    let scp = address.split_once(':').is_some_and(|(host, path)| {
+        host.contains('@') && !host.contains('/') && !path.starts_with("//") && !host.starts_with('-')
+    });
+    if !(known || scp) || address.contains(char::is_whitespace) {
+        return Err(wrong("the git address is of a kind that is not fetched".to_owned()));
+    }
+    let authority = address.split_once("://").map_or("", |(_, rest)| rest.split('/').next().unwrap_or_default());
+    if authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) || authority.starts_with('-') {
+        return Err(wrong("the git address holds a password, which would lie in the events".to_owned()));
+    }
+    let revision = git.revision.as_str();
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-._/".contains(c);
+    if revision.is_empty() || revision.starts_with('-') || !revision.chars().all(allowed) || revision.contains("..") {
+        return Err(wrong(format!("{revision:?} is no branch, tag or commit")));
+    }
+    let leaves = |folder: &String| {
+        Path::new(folder).components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir))
+    };
+    match git.folder.as_ref().filter(|folder| leaves(folder)) {
+        Some(folder) => Err(wrong(format!("the folder {folder:?} leaves the repository"))),
+        None => Ok(()),
+    }
+}
+
+fn repository_name(address: &str) -> String {
+    let last = address.trim_end_matches('/').rsplit(['/', ':']).next().unwrap_or_default().trim_end_matches(".git");
+    let name: String = last.chars().filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).collect();
+    if name.is_empty() { "repository".to_owned() } else { name }
+}
+
+/// Fetches one revision without its history; a commit that the server does not give alone comes with all of it.
+async fn fetch(git: &GitSource, root: &Path) -> Result<(), Error> {
+    run(root, &["init", "--quiet"]).await?;
+    let shallow =
+        run(root, &["fetch", "--quiet", "--depth", "1", "--no-tags", "--", &git.address, &git.revision]).await;
+    let target = match shallow {
+        Ok(()) => "FETCH_HEAD",
+        Err(first) => {
+            let all = "+refs/*:refs/fetched/*";
+            let looks_like_commit = git.revision.len() >= 7 && git.revision.chars().all(|c| c.is_ascii_hexdigit());
+            if !looks_like_commit || run(root, &["fetch", "--quiet", "--", &git.address, all]).await.is_err() {
+                return Err(first);
+            }
+            git.revision.as_str()
+        }
+    };
+    run(root, &["checkout", "--quiet", "--detach", target]).await
+}
+
+async fn run(folder: &Path, args: &[&str]) -> Result<(), Error> {
+    let output = Command::new("git")
+        .args(["-c", "core.hooksPath=/dev/null", "-c", "protocol.ext.allow=never", "-c", "core.symlinks=true"])
+        .args(args)
+        .current_dir(folder)
+        // Nobody is there to be asked for a password.
+        .env("GIT_TERMINAL_PROMPT", "0")
+        .env("GIT_ASKPASS", "true")
+        .env("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
+        .env("GIT_ALLOW_PROTOCOL", "https:http:ssh:file")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(|error| {
+            let cause = format!("git cannot be run: {error}");
+            Failure::platform(Stage::Packaging, cause, "install git where the packager runs")
+        })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim().to_owned();
+    let failure = Failure::project(
+        Stage::Packaging,
+        format!("git {}: {last}", args[0]),
+        "check address and revision, and that the packager may read the repository",
+    );
+    Err(failure.with_details(said.lines()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(address: &str, revision: &str, folder: Option<&str>) -> GitSource {
+        GitSource { address: address.into(), revision: revision.into(), folder: folder.map(str::to_owned) }
+    }
+
+    #[test]
+    fn only_what_is_safe_to_hand_to_git_is_handed_to_it() {
+        for good in
+            ["https://example.com/a/b.git", "git@example.com:a/b.git", "ssh://git@example.com/a", "file:///srv/a"]
+        {
+            assert!(check(&source(good, "main", Some("a/b"))).is_ok(), "{good}");
+        }
+        for bad in [
+            "ext::sh -c id",
+            "--upload-pack=id",
+            "/srv/a",
+            "https://user:secret@example.com/a",
+            "-oProxyCommand=id@h:x",
+            "https://a b",
+        ] {
+            let failure = check(&source(bad, "main", None)).unwrap_err();
+            assert!(!failure.cause.contains("secret"), "{failure}");
+        }
+        for bad in ["", "-x", "a..b", "a b", "a:b", "$(id)"] {
+            assert!(check(&source("https://example.com/a", bad, None)).is_err(), "{bad}");
+        }
+        for bad in ["../x", "/etc", "a/../../b"] {
+            assert!(check(&source("https://example.com/a", "main", Some(bad))).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_folder_must_be_absolute_and_there() {
+        for (folder, word) in
+            [("relative", "absolute"), ("/no/such/folder", "does not exist"), ("/etc/passwd", "is no folder")]
+        {
+            assert!(own_folder(folder).err().unwrap().cause.contains(word), "{folder}");
+        }
+        assert!(own_folder("/").is_ok());
+    }
+
+    #[test]
+    fn a_checkout_has_the_repositorys_name() {
+        for (address, name) in
+            [("https://h/a/b.git", "b"), ("git@h:c.git", "c"), ("file:///x/", "x"), ("https://h/..", "repository")]
+        {
+            assert_eq!(repository_name(address), name);
+        }
+    }
+}

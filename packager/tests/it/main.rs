@@ -1,0 +1,5 @@
+//! Tests of the packager from outside, as the command line and the bus see it.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod component;
+mod ignore;

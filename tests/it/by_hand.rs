@@ -1,0 +1,110 @@
+//! Anything that can publish to NATS can deploy, and what cannot be read is kept with its reason.
+
+use serde_json::{Value, json};
+use tests::{Kaai, PATIENCE, http::Ask, project::Project};
+
+use crate::shared;
+
+async fn publish(kaai: &Kaai, subject: &str, body: &str) {
+    let password = std::fs::read_to_string(kaai.home().join("nats/passwords/cli")).unwrap();
+    let options = async_nats::ConnectOptions::new()
+        .user_and_password("cli".to_owned(), password)
+        .custom_inbox_prefix("_INBOX_cli");
+    let client = options.connect(&kaai.bus).await.unwrap();
+    client.publish(subject.to_owned(), body.to_owned().into()).await.unwrap();
+    client.flush().await.unwrap();
+}
+
+async fn ends(kaai: &Kaai, service: &str) -> Value {
+    runtime::testing::until("the deployment ends", PATIENCE, async || {
+        let events = kaai.run(&["events", "--service", service, "--output", "json"]).good().stdout;
+        let mut events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        events.find(|event| event["type"] == "deployment.ready" || event["type"] == "deployment.failed")
+    })
+    .await
+}
+
+#[tokio::test]
+async fn one_body_written_by_hand_deploys_a_folder() {
+    let kaai = shared();
+    let project = Project::echo("by-hand", "one");
+    let body = json!({ "source": { "folder": project.folder() } }).to_string();
+    publish(kaai, "kaai.v1.default.deployment.requested.by-hand", &body).await;
+    let end = ends(kaai, "by-hand").await;
+    assert_eq!(end["type"], "deployment.ready", "{end}");
+    let answer = Ask::post(kaai.url("by-hand", "score"), "{}").send().await;
+    assert_eq!(answer.json()["version"], "one");
+}
+
+#[tokio::test]
+async fn a_mistake_by_hand_fails_in_words() {
+    let kaai = shared();
+    publish(kaai, "kaai.v1.default.deployment.requested.no-folder", r#"{"source": {"folder": "/no/such/folder"}}"#)
+        .await;
+    let end = ends(kaai, "no-folder").await;
+    assert_eq!(end["type"], "deployment.failed");
+    assert!(end["data"]["failure"]["cause"].as_str().unwrap().contains("/no/such/folder"), "{end}");
+}
+
+#[tokio::test]
+async fn a_body_that_cannot_be_read_becomes_a_dead_letter_with_its_reason() {
+    let kaai = shared();
+    publish(kaai, "kaai.v1.default.deployment.requested.not-json", "{\"source\": ").await;
+    let letter = runtime::testing::until("the dead letter is there", PATIENCE, async || {
+        let letters = kaai.json(&["dead-letters", "list"]);
+        letters
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|letter| letter["subject"].as_str().unwrap().ends_with(".not-json"))
+            .cloned()
+    })
+    .await;
+    assert_eq!(letter["component"], "packager");
+    assert!(letter["reason"].as_str().unwrap().contains("deployment.requested"), "{letter}");
+}
+
+#[tokio::test]
+async fn a_git_revision_deploys() {
+    let kaai = shared();
+    let project = Project::echo("from-git", "of git");
+    for args in [
+        &["init", "-q", "-b", "main"][..],
+        &["add", "."],
+        &["-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", "one"],
+    ] {
+        assert!(std::process::Command::new("git").args(args).current_dir(project.path()).status().unwrap().success());
+    }
+    let address = format!("file://{}", project.folder());
+    kaai.run(&["deploy", "--git", &address, "--revision", "main", "--name", "from-git"]).good();
+    assert_eq!(Ask::post(kaai.url("from-git", "score"), "{}").send().await.json()["version"], "of git");
+}
+
+#[tokio::test]
+async fn a_machine_that_has_only_the_bus_sends_its_project_and_models() {
+    let kaai = shared();
+    let project = Project::echo("sent-over", "sent").file("models/weights.bin", &"w".repeat(9 << 20)).file(
+        "score.py",
+        "import os\n\ndef init():\n    global size\n    size = os.path.getsize(os.path.join(os.environ['AZUREML_MODEL_DIR'], 'weights.bin'))\n\ndef run(data):\n    return size\n",
+    );
+    let router = kaai.router.clone();
+    let password = kaai.home().join("nats/passwords/cli").display().to_string();
+    let set = [
+        "context",
+        "set",
+        "far",
+        "--bus",
+        &kaai.bus,
+        "--router",
+        &router,
+        "--user",
+        "cli",
+        "--password-file",
+        &password,
+    ];
+    kaai.run(&set).good();
+    let deployed = kaai.json(&["deploy", &project.folder(), "--context", "far"]);
+    assert_eq!(deployed["service"], "sent-over");
+    let answer = Ask::post(kaai.url("sent-over", "score"), "{}").send().await;
+    assert_eq!(answer.json(), json!(9 << 20));
+}
