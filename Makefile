@@ -18,7 +18,7 @@ up: tools build ## build, start all of kaai, deploy an example and ask it; stays
 
 demo: tools build ## the same on a folder of the moment, and end after the prediction
 	@home=$$(mktemp -d "$${TMPDIR:-/tmp}/kaai-demo.XXXXXX"); trap 'rm -rf "$$home"' EXIT; \
-	$(KAAI) up --home "$$home" --deploy $(EXAMPLE) --exit
+	$(KAAI) up --home "$$home" --bus-port 0 --router-address 127.0.0.1:0 --deploy $(EXAMPLE) --exit
 
 test: tools ## run every test
 	@python3 tools/run_tests.py

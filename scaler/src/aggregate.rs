@@ -229,7 +229,6 @@ fn is_sane(event: &ServiceUtilization) -> bool {
         }
     };
     scaling
-        && event.window_ms > 0
         && event.concurrency > 0
         && [event.busy, event.concurrent, event.queued].into_iter().all(figure)
         && [event.arrivals, event.completed].into_iter().chain(event.refused.values().copied()).all(count)
@@ -250,7 +249,8 @@ fn facts_of(event: &ServiceUtilization) -> Facts {
 /// The load that a router says, mixed with what it said before if it covers less than a second: a router speaks at once
 /// when a replica has been emptied, and a single request in a window of a few milliseconds is no load of one.
 fn mix(before: Load, event: &ServiceUtilization) -> Load {
-    let window = Duration::from_millis(event.window_ms).as_secs_f64();
+    // Less than a millisecond is told as none.
+    let window = Duration::from_millis(event.window_ms.max(1)).as_secs_f64();
     let share = (window / SAMPLE.as_secs_f64()).min(1.0);
     let wanting: u64 = WANT.iter().filter_map(|stage| event.refused.get(*stage)).sum();
     let said = Load {

@@ -117,9 +117,11 @@ fn a_request_in_a_sliver_of_time_is_no_load_of_one() {
         concurrent: 1.0,
         ..idle("a")
     };
-    world.now += Duration::from_millis(600);
-    world.give(heard(sliver));
-    assert_eq!(world.asked(), NONE);
+    for (number, window_ms) in [(100, 10), (101, 0), (102, 1)] {
+        world.now += Duration::from_millis(600);
+        world.give(heard(ServiceUtilization { sequence: number, window_ms, ..sliver.clone() }));
+    }
+    assert_eq!((world.asked(), world.reports.len()), (NONE.to_vec(), 0));
 }
 
 #[test]
@@ -264,7 +266,6 @@ fn nonsense_is_dropped_and_its_sender_counts_as_silent() {
         ServiceUtilization { queued: -1.0, ..idle("b") },
         ServiceUtilization { concurrent: 1e300, ..idle("b") },
         ServiceUtilization { concurrency: 0, ..idle("b") },
-        ServiceUtilization { window_ms: 0, ..idle("b") },
         ServiceUtilization { scaling: auto(5, 2), ..idle("b") },
         ServiceUtilization { arrivals: u64::MAX, ..idle("b") },
         infinite,
