@@ -66,6 +66,9 @@ pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
         up = Up::start(options) => up?,
         () = shutdown.cancelled() => return Ok(()),
     };
+    if reach.home.is_none() {
+        keep_context(&up);
+    }
     announce(&up, &home, begun, format);
     let lived = tokio::select! {
         lived = live(&args, reach, &home, format) => lived,
@@ -88,8 +91,8 @@ fn logs(home: &Home, filter: &str) -> Result {
         })
 }
 
-fn announce(up: &Up, home: &Home, begun: Instant, format: Format) {
-    // Another kaai's current context stays: this one is reached by name or by its home.
+/// Makes this kaai the context `local`. Another current one stays, and so does everything when this one has a folder of its own.
+fn keep_context(up: &Up) {
     if let Ok(mut contexts) = Contexts::read() {
         contexts.contexts.insert("local".to_owned(), up.context.clone());
         contexts.current.get_or_insert_with(|| "local".to_owned());
@@ -97,6 +100,9 @@ fn announce(up: &Up, home: &Home, begun: Instant, format: Format) {
             tracing::warn!(?error, "the context could not be kept; use --home");
         }
     }
+}
+
+fn announce(up: &Up, home: &Home, begun: Instant, format: Format) {
     match format {
         Format::Json => output::line(
             &json!({ "bus": up.context.bus, "router": up.context.router, "admin": format!("http://{}", up.admin), "home": home.path() }).to_string(),
