@@ -1,1 +1,4 @@
-//! 
+//! deployer
+pub mod backend;
+pub mod decide;
+pub mod diagnose;
