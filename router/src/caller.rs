@@ -30,6 +30,7 @@ pub(crate) struct Caller {
     pub(crate) address: HeaderValue,
     requests: AtomicU32,
     busy: AtomicBool,
+    last: AtomicBool,
 }
 
 /// A request is being answered. Ends when dropped.
@@ -41,7 +42,12 @@ impl Caller {
     pub(crate) fn new(address: std::net::IpAddr) -> Arc<Self> {
         let address =
             HeaderValue::try_from(address.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Arc::new(Self { address, requests: AtomicU32::new(0), busy: AtomicBool::new(false) })
+        Arc::new(Self {
+            address,
+            requests: AtomicU32::new(0),
+            busy: AtomicBool::new(false),
+            last: AtomicBool::new(false),
+        })
     }
 
     /// A request's head has come.
@@ -49,6 +55,16 @@ impl Caller {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.busy.store(true, Ordering::Relaxed);
         Busy(self.clone())
+    }
+
+    /// Every answer from now on ends the connection.
+    pub(crate) fn say_farewell(&self) {
+        self.last.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether an answer ends the connection.
+    pub(crate) fn is_last(&self) -> bool {
+        self.last.load(Ordering::Relaxed)
     }
 }
 

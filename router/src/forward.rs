@@ -7,8 +7,8 @@ use hyper::{
     Method, Request, Response, StatusCode, Uri, Version,
     body::{Body as _, Incoming},
     header::{
-        ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderValue, ORIGIN,
-        TRANSFER_ENCODING,
+        ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderValue,
+        ORIGIN, TRANSFER_ENCODING,
     },
     http::{request, uri::PathAndQuery},
 };
@@ -66,6 +66,9 @@ pub(crate) async fn answer(
         Target::Nothing => stray(&thread, Refusal::NoSuchPath.answer(None, &names), &parts, body),
     };
     answer.body_mut().keeps(busy);
+    if caller.is_last() {
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(answer)
 }
 
@@ -205,7 +208,7 @@ impl Visit<'_> {
         let mut tried = None;
         for _ in 0..ATTEMPTS {
             let slot = self.gate.enter(&mut ticket, until, self.thread.limits.max_queued).await?;
-            self.thread.meters.queue_wait.observe(entered.elapsed());
+            self.thread.meters.queue_wait.observe(slot.granted().saturating_duration_since(entered));
             tried = Some(slot.replica());
             match self.attempt(slot, request, admitted).await {
                 Ok(answer) => return Ok(answer),
@@ -223,9 +226,8 @@ impl Visit<'_> {
         mut request: Request<RequestBody>,
         admitted: &Admitted,
     ) -> Result<Response<Answer>, Setback> {
-        let granted = Instant::now();
         if let Some(wire) = self.thread.pool.take(&slot.peer().address) {
-            match self.exchange(wire, slot, request, admitted, granted).await.map_err(Setback::Refused)? {
+            match self.exchange(wire, slot, request, admitted).await.map_err(Setback::Refused)? {
                 Exchanged::Answered(answer) => return Ok(answer),
                 Exchanged::Unsent(again, held) => (request, slot) = (*again, held),
             }
@@ -243,7 +245,7 @@ impl Visit<'_> {
                 return Err(Setback::NotBegun(Box::new(request)));
             }
         };
-        match self.exchange(wire, slot, request, admitted, granted).await.map_err(Setback::Refused)? {
+        match self.exchange(wire, slot, request, admitted).await.map_err(Setback::Refused)? {
             Exchanged::Answered(answer) => Ok(answer),
             Exchanged::Unsent(request, slot) => {
                 self.look_after(slot);
@@ -258,13 +260,13 @@ impl Visit<'_> {
         slot: Slot,
         request: Request<RequestBody>,
         admitted: &Admitted,
-        granted: Instant,
     ) -> Result<Exchanged, Refusal> {
         let meters = &self.thread.meters;
+        let granted = slot.granted();
         let deadline = granted + self.terms.scoring;
         let peer = slot.peer().clone();
         let begun = Instant::now();
-        meters.routing.observe(admitted.own + (begun - granted));
+        meters.routing.observe(admitted.own + begun.saturating_duration_since(granted));
         let (exchange, fate) = (Box::pin(wire.ask(request)), admitted.fate.clone());
         let grace = deadline + self.thread.limits.grace;
         let in_flight = InFlight::new(exchange, slot, fate, grace, self.thread.leftovers.clone());
@@ -296,6 +298,8 @@ impl Visit<'_> {
     fn reply(&self, response: Response<Incoming>, wire: Wire, slot: Slot) -> Response<Answer> {
         let (mut parts, body) = response.into_parts();
         headers::drop_hop_by_hop(&mut parts.headers);
+        // Who refused is for the router to say.
+        parts.headers.remove(STAGE_HEADER);
         self.names.echo(&mut parts.headers);
         if body.size_hint().exact().is_none() {
             // The body is framed anew, and a length that came beside another framing is not to be believed.

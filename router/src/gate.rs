@@ -106,11 +106,13 @@ impl Totals {
 }
 
 impl Gate {
-    /// A shut gate: its first route opens it. Gates that should be told of at once are sent to `news`.
+    /// A shut gate: its first route opens it. Gates that should be told of at once are sent to `news`; events are numbered from
+    /// `sequence` on.
     pub(crate) fn new(
         workspace: Workspace,
         service: ServiceName,
         news: mpsc::UnboundedSender<Arc<Gate>>,
+        sequence: u64,
         now: Instant,
     ) -> Arc<Self> {
         let terms = Terms { access: Access::Keys(Vec::new()), queue_wait: Duration::ZERO, scoring: Duration::ZERO };
@@ -130,7 +132,7 @@ impl Gate {
             arrivals: AtomicU64::new(0),
             answers: Default::default(),
             refused: Default::default(),
-            told: Mutex::default(),
+            told: Mutex::new(Told { sequence, ..Told::default() }),
             news,
             announced: AtomicBool::new(false),
         })
@@ -264,7 +266,8 @@ impl Gate {
             router: router.clone(),
             sequence: told.sequence,
             at_ms,
-            window_ms: u64::try_from(window.length.as_millis()).unwrap_or(u64::MAX),
+            // Whoever divides by it is spared a zero.
+            window_ms: u64::try_from(window.length.as_millis()).unwrap_or(u64::MAX).max(1),
             generation: inner.generation,
             revision: inner.revision,
             replicas: inner.slots.open(),

@@ -31,7 +31,7 @@ pub(crate) type Exchange = Pin<Box<dyn Future<Output = Result<(Response<Incoming
 
 enum Leftover {
     Exchange { exchange: Exchange, slot: Slot, until: Instant },
-    Answer { body: Incoming, wire: Wire, slot: Slot },
+    Answer { body: Incoming, wire: Box<Wire>, slot: Slot },
     Upload(Incoming),
 }
 
@@ -60,7 +60,7 @@ impl Leftovers {
 
     /// An answer that nobody reads.
     pub(crate) fn answer(&self, body: Incoming, wire: Wire, slot: Slot) {
-        self.leave(Leftover::Answer { body, wire, slot });
+        self.leave(Leftover::Answer { body, wire: Box::new(wire), slot });
     }
 
     fn leave(&self, leftover: Leftover) {
@@ -89,7 +89,7 @@ async fn finish(leftover: Leftover, limits: Arc<Limits>) {
             (tokio::time::timeout_at(until, whole).await.is_ok(), slot)
         }
         Leftover::Answer { body, wire, slot } => {
-            (tokio::time::timeout(limits.grace, read_away(body, wire)).await.is_ok(), slot)
+            (tokio::time::timeout(limits.grace, read_away(body, *wire)).await.is_ok(), slot)
         }
         Leftover::Upload(incoming) => {
             // Whether it ended or was given up, the connection knows what to do next.

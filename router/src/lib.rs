@@ -28,6 +28,7 @@ mod leftover;
 mod listener;
 mod load;
 mod metrics;
+mod open_files;
 mod pool;
 mod probe;
 mod queue;
@@ -49,6 +50,7 @@ use tokio_util::sync::CancellationToken;
 pub use crate::{
     config::{Args, Config, Invalid, Limits},
     listener::{Error as ListenError, Listeners},
+    open_files::raise_open_file_limit,
     routes::{News, Routes, Told},
     server::Server,
 };

@@ -6,6 +6,7 @@ use clap::Parser;
 async fn main() -> anyhow::Result<()> {
     let args = router::Args::parse();
     let rt = runtime::start("router", &args.common).await?;
+    router::raise_open_file_limit();
     router::run(args.try_into()?, rt.clone()).await?;
     rt.finish().await
 }

@@ -157,16 +157,17 @@ impl Collector for Services {
                 ConstCounter::new(*count).encode(refused.encode_family(&labels)?)?;
             }
         }
-        let gauges: [(&str, &str, fn(&Totals) -> u32); 3] = [
-            ("in_flight", "Requests in replicas", |totals| totals.in_flight),
-            ("queued", "Requests in the queue", |totals| totals.queued),
-            ("ready_replicas", "Replicas that may be chosen and are well", |totals| totals.ready),
+        let gauges = [
+            ("in_flight", "Requests in replicas"),
+            ("queued", "Requests in the queue"),
+            ("ready_replicas", "Replicas that may be chosen and are well"),
         ];
-        for (name, help, read) in gauges {
+        for (index, (name, help)) in gauges.into_iter().enumerate() {
             let mut gauge = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for row in &rows {
-                let labels = [("workspace", row.workspace.as_str()), ("service", row.service.as_str())];
-                ConstGauge::new(i64::from(read(&row.totals))).encode(gauge.encode_family(&labels)?)?;
+            for Row { workspace, service, totals } in &rows {
+                let value = [totals.in_flight, totals.queued, totals.ready][index];
+                let labels = [("workspace", workspace.as_str()), ("service", service.as_str())];
+                ConstGauge::new(i64::from(value)).encode(gauge.encode_family(&labels)?)?;
             }
         }
         Ok(())

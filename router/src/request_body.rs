@@ -75,7 +75,7 @@ struct Rest {
     sent: u64,
     allowance: Allowance,
     fate: Arc<Fate>,
-    moved: Instant,
+    waiting_since: Option<Instant>,
     timer: Timer,
     leftovers: Leftovers,
 }
@@ -123,7 +123,7 @@ impl RequestBody {
             sent: ahead.len(),
             allowance: allowance.clone(),
             fate: fate.clone(),
-            moved: Instant::now(),
+            waiting_since: None,
             timer: Timer::default(),
             leftovers: leftovers.clone(),
         };
@@ -165,14 +165,15 @@ impl Rest {
         let frame = match Pin::new(incoming).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
-                return self.timer.poll(cx, self.moved + self.allowance.stall).map(|()| self.fail(STALLED));
+                let since = *self.waiting_since.get_or_insert_with(Instant::now);
+                return self.timer.poll(cx, since + self.allowance.stall).map(|()| self.fail(STALLED));
             }
         };
+        self.waiting_since = None;
         match frame {
             Some(Ok(frame)) => {
                 // Trailers are the hop's own: a replica has no use for them.
                 let Ok(data) = frame.into_data() else { return self.end() };
-                self.moved = Instant::now();
                 self.sent += data.len() as u64;
                 if self.sent > self.allowance.most {
                     return Poll::Ready(self.fail(TOO_LARGE));

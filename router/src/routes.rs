@@ -5,7 +5,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -28,6 +31,8 @@ pub struct Routes {
     snapshot: ArcSwap<Snapshot>,
     /// Services with a route, and those without one whose last requests are not finished.
     all: Mutex<Directory>,
+    /// The highest number of any event. A service that comes again is numbered from here: its events must not look like late ones.
+    sequence: Arc<AtomicU64>,
     news: mpsc::UnboundedSender<Arc<Gate>>,
 }
 
@@ -36,17 +41,25 @@ type Snapshot = HashMap<String, HashMap<String, Arc<Gate>>>;
 
 /// Services of which something has to be told at once: a replica has been emptied, or a route that empties one has been applied.
 #[derive(Debug)]
-pub struct News(mpsc::UnboundedReceiver<Arc<Gate>>);
+pub struct News {
+    gates: mpsc::UnboundedReceiver<Arc<Gate>>,
+    sequence: Arc<AtomicU64>,
+}
 
 /// A service, for whoever tells of it.
 #[derive(Debug, Clone)]
-pub struct Told(Arc<Gate>);
+pub struct Told {
+    gate: Arc<Gate>,
+    sequence: Arc<AtomicU64>,
+}
 
 impl Routes {
     /// No services yet.
     pub fn new() -> (Arc<Self>, News) {
         let (news, receiver) = mpsc::unbounded_channel();
-        (Arc::new(Self { snapshot: ArcSwap::default(), all: Mutex::default(), news }), News(receiver))
+        let sequence = Arc::<AtomicU64>::default();
+        let routes = Self { snapshot: ArcSwap::default(), all: Mutex::default(), sequence: sequence.clone(), news };
+        (Arc::new(routes), News { gates: receiver, sequence })
     }
 
     /// Goes by this route from now on. When this returns, no request can be sent to a replica that the route does not offer.
@@ -61,9 +74,15 @@ impl Routes {
         for (route, revision) in routes {
             let now = Instant::now();
             let services = all.entry(route.workspace.clone()).or_default();
-            let gate = services
-                .entry(route.service.clone())
-                .or_insert_with(|| Gate::new(route.workspace.clone(), route.service.clone(), self.news.clone(), now));
+            let gate = services.entry(route.service.clone()).or_insert_with(|| {
+                Gate::new(
+                    route.workspace.clone(),
+                    route.service.clone(),
+                    self.news.clone(),
+                    self.sequence.load(Ordering::Relaxed),
+                    now,
+                )
+            });
             changed |= gate.apply(&route, revision, now);
         }
         if changed {
@@ -82,7 +101,7 @@ impl Routes {
 
     /// Every service of which something is to be told.
     pub fn told(&self) -> Vec<Told> {
-        self.lock().values().flat_map(HashMap::values).cloned().map(Told).collect()
+        self.gates().into_iter().map(|gate| Told { gate, sequence: self.sequence.clone() }).collect()
     }
 
     /// Forgets services that have no route and no request.
@@ -119,8 +138,8 @@ impl Routes {
 impl News {
     /// The next service to tell of at once. Never ends.
     pub async fn next(&mut self) -> Told {
-        match self.0.recv().await {
-            Some(gate) => Told(gate),
+        match self.gates.recv().await {
+            Some(gate) => Told { gate, sequence: self.sequence.clone() },
             // The routes are gone, and whoever holds the news is about to be.
             None => std::future::pending().await,
         }
@@ -130,16 +149,18 @@ impl News {
 impl Told {
     /// The workspace.
     pub fn workspace(&self) -> &Workspace {
-        self.0.workspace()
+        self.gate.workspace()
     }
 
     /// The service.
     pub fn service(&self) -> &ServiceName {
-        self.0.service()
+        self.gate.service()
     }
 
     /// What is to be told: the window since the last call. One caller at a time.
     pub fn utilization(&self, router: &InstanceId, now: Instant, at_ms: u64) -> ServiceUtilization {
-        self.0.utilization(router, now, at_ms)
+        let event = self.gate.utilization(router, now, at_ms);
+        self.sequence.fetch_max(event.sequence, Ordering::Relaxed);
+        event
     }
 }

@@ -26,6 +26,9 @@ use crate::{
     thread::Thread,
 };
 
+/// How long an idle connection may still bring a request once the server is stopped. It is answered, and told to close; closing the
+/// connection at once would lose a request that is on its way.
+const LAST_CALL: Duration = Duration::from_millis(250);
 /// hyper keeps room for this many headers on the stack; any other number costs memory for each request.
 const USUAL_HEADERS: usize = 100;
 
@@ -180,8 +183,14 @@ async fn connection(
     let ended = tokio::select! {
         ended = served.as_mut() => ended,
         () = stop.cancelled() => {
-            served.as_mut().graceful_shutdown();
-            served.await
+            caller.say_farewell();
+            match tokio::time::timeout(LAST_CALL, served.as_mut()).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    served.as_mut().graceful_shutdown();
+                    served.await
+                }
+            }
         }
     };
     if let Err(error) = ended {

@@ -324,3 +324,196 @@ impl<W> Slots<W> {
 fn count<T>(items: impl Iterator<Item = T>) -> u32 {
     u32::try_from(items.count()).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn listed(id: u32, draining: bool) -> Listed {
+        let address = format!("unix:/r/{id}").parse().unwrap();
+        Listed { peer: Arc::new(Peer { id: format!("r-{id}").parse().unwrap(), address }), draining }
+    }
+
+    fn with(now: Instant, limit: u32, ids: &[u32]) -> Slots<u32> {
+        let mut slots = Slots::new(now);
+        slots.apply(now, limit, 0, ids.iter().map(|id| listed(*id, false)).collect());
+        slots
+    }
+
+    fn enter(slots: &mut Slots<u32>, now: Instant, waiter: u32) -> Entered {
+        let entered = slots.enter(now, &mut None, 3);
+        if let Entered::Wait(place) = entered {
+            slots.wait(now, place, waiter);
+        }
+        entered
+    }
+
+    fn take(slots: &mut Slots<u32>, now: Instant) -> Serial {
+        match enter(slots, now, 0) {
+            Entered::Taken(serial, _) => serial,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_request_that_comes_again_keeps_its_place() {
+        let now = Instant::now();
+        let mut slots = with(now, 1, &[1]);
+        let mut ticket = None;
+        let Entered::Taken(serial, _) = slots.enter(now, &mut ticket, 3) else { panic!("a slot is free") };
+        enter(&mut slots, now, 7);
+        // The replica could not be reached: it is set aside, and the request comes again, before the one that came later.
+        assert!(slots.set_aside(now, serial));
+        slots.release(now, serial);
+        let Entered::Wait(place) = slots.enter(now, &mut ticket, 0) else {
+            panic!("it waits, however full the line is")
+        };
+        slots.wait(now, place, 8);
+        slots.restore(now, serial);
+        assert_eq!(slots.hand_out(now).map(|(waiter, ..)| waiter), Some(8));
+        slots.release(now, serial);
+        assert_eq!(slots.hand_out(now).map(|(waiter, ..)| waiter), Some(7));
+    }
+
+    #[test]
+    fn a_service_is_worth_waiting_for_while_a_replica_is_coming_or_was_there_lately() {
+        let now = Instant::now();
+        let mut slots = Slots::new(now);
+        assert!(matches!(enter(&mut slots, now, 0), Entered::Deserted));
+        slots.apply(now, 1, 1, Vec::new());
+        assert!(matches!(enter(&mut slots, now, 0), Entered::Wait(_)));
+        slots.apply(now, 1, 0, vec![listed(1, false)]);
+        slots.apply(now, 1, 0, Vec::new());
+        assert!(matches!(enter(&mut slots, now + LATELY / 2, 0), Entered::Wait(_)));
+        assert!(matches!(enter(&mut slots, now + LATELY, 0), Entered::Deserted));
+    }
+
+    #[test]
+    fn a_replica_that_leaves_is_listed_until_it_is_empty() {
+        let now = Instant::now();
+        let mut slots = with(now, 1, &[1, 2]);
+        let serial = take(&mut slots, now);
+        let id: ReplicaId = "r-1".parse().unwrap();
+        assert!(slots.apply(now, 1, 0, vec![listed(1, true), listed(2, false)]), "that is news");
+        assert_eq!(slots.draining(), [(id.clone(), 1)].into());
+        assert!(slots.apply(now, 1, 0, vec![listed(2, false)]), "and so is that");
+        assert_eq!(slots.draining(), [(id, 1)].into());
+        assert!(!slots.apply(now, 1, 0, vec![listed(2, false)]), "that is not");
+        assert!(slots.release(now, serial), "it is empty now");
+        assert!(slots.draining().is_empty());
+        let other = take(&mut slots, now);
+        assert!(!slots.release(now, other));
+    }
+
+    #[test]
+    fn a_replica_that_comes_back_under_another_address_is_well() {
+        let now = Instant::now();
+        let mut slots = with(now, 1, &[1]);
+        let serial = take(&mut slots, now);
+        slots.set_aside(now, serial);
+        slots.release(now, serial);
+        assert_eq!(slots.ready(), 0);
+        let mut moved = listed(1, false);
+        moved.peer = Arc::new(Peer { id: moved.peer.id.clone(), address: "unix:/elsewhere".parse().unwrap() });
+        slots.apply(now, 1, 0, vec![moved]);
+        assert_eq!(slots.ready(), 1);
+        assert!(!slots.is_aside(serial));
+    }
+
+    /// What may happen to a service, in any order.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Enter,
+        Release(prop::sample::Index),
+        Leave(prop::sample::Index),
+        Aside(prop::sample::Index),
+        Restore,
+        Apply { limit: u32, replicas: BTreeSet<u32>, draining: BTreeSet<u32> },
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let some = || prop::collection::btree_set(0u32..5, 0..5);
+        let step = prop_oneof![
+            4 => Just(Step::Enter),
+            3 => any::<prop::sample::Index>().prop_map(Step::Release),
+            1 => any::<prop::sample::Index>().prop_map(Step::Leave),
+            1 => any::<prop::sample::Index>().prop_map(Step::Aside),
+            1 => Just(Step::Restore),
+            1 => (1u32..4, some(), some()).prop_map(|(limit, replicas, draining)| Step::Apply { limit, replicas, draining }),
+        ];
+        prop::collection::vec(step, 1..200)
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_limits_order_and_counts_hold(steps in steps()) {
+            let now = Instant::now();
+            let mut slots: Slots<u32> = with(now, 2, &[0, 1, 2]);
+            let (mut limit, mut open): (u32, BTreeSet<u32>) = (2, (0..3).collect());
+            let (mut held, mut waiting, mut aside) = (Vec::new(), Vec::<(u32, Ticket)>::new(), Vec::new());
+            let mut next = 0;
+            for step in steps {
+                // What is chosen now must be allowed now; a lower limit only stops more from coming.
+                let mut chosen = Vec::new();
+                match step {
+                    Step::Enter => {
+                        next += 1;
+                        match enter(&mut slots, now, next) {
+                            Entered::Taken(serial, peer) => {
+                                prop_assert!(waiting.is_empty(), "nobody is overtaken");
+                                chosen.push((serial, peer));
+                            }
+                            Entered::Wait(place) => waiting.push((next, place)),
+                            Entered::Full => prop_assert_eq!(waiting.len(), 3),
+                            Entered::Deserted => prop_assert!(open.is_empty()),
+                        }
+                    }
+                    Step::Release(index) if !held.is_empty() => {
+                        let (serial, _): (Serial, Arc<Peer>) = held.swap_remove(index.index(held.len()));
+                        slots.release(now, serial);
+                    }
+                    Step::Leave(index) if !waiting.is_empty() => {
+                        let (waiter, place) = waiting.remove(index.index(waiting.len()));
+                        prop_assert_eq!(slots.leave(now, place), Some(waiter));
+                        prop_assert_eq!(slots.leave(now, place), None);
+                    }
+                    Step::Aside(index) if !held.is_empty() => {
+                        let (serial, peer) = held[index.index(held.len())].clone();
+                        slots.set_aside(now, serial);
+                        aside.push((serial, peer));
+                    }
+                    Step::Restore => aside.drain(..).for_each(|(serial, _)| slots.restore(now, serial)),
+                    Step::Apply { limit: new, replicas, draining } => {
+                        let list = replicas.iter().map(|id| listed(*id, draining.contains(id))).collect();
+                        slots.apply(now, new, 0, list);
+                        limit = new;
+                        open = replicas.difference(&draining).copied().collect();
+                        aside.retain(|(serial, _)| slots.is_aside(*serial));
+                    }
+                    Step::Release(_) | Step::Leave(_) | Step::Aside(_) => {}
+                }
+                while let Some((waiter, serial, peer)) = slots.hand_out(now) {
+                    prop_assert_eq!(waiter, waiting.remove(0).0, "first come, first served");
+                    chosen.push((serial, peer));
+                }
+                for (serial, peer) in chosen {
+                    prop_assert!(open.contains(&peer.id.as_str()[2..].parse().unwrap()), "{:?} is not on offer", peer);
+                    prop_assert!(!aside.iter().any(|(other, _)| *other == serial), "{:?} is set aside", peer);
+                    held.push((serial, peer));
+                    let there = held.iter().filter(|(other, _)| *other == serial).count();
+                    prop_assert!(there <= limit as usize, "{} in {:?}", there, held);
+                }
+                let gauges = slots.gauges();
+                prop_assert_eq!(gauges.concurrent as usize, held.len());
+                prop_assert_eq!(gauges.queued as usize, waiting.len());
+                let busy: BTreeSet<_> = held.iter().map(|(_, peer)| peer.id.as_str()[2..].parse().unwrap()).collect();
+                prop_assert_eq!(gauges.busy as usize, open.intersection(&busy).count());
+                prop_assert_eq!(slots.open() as usize, open.len());
+            }
+        }
+    }
+}

@@ -31,7 +31,7 @@ impl Gate {
                 return Err(self.no_such_service());
             }
             match inner.slots.enter(now, ticket, bound) {
-                Entered::Taken(serial, peer) => return Ok(Slot::new(self, serial, peer)),
+                Entered::Taken(serial, peer) => return Ok(Slot::new(self, serial, peer, now)),
                 Entered::Full => return Err(Refusal::Overloaded(self.crowd(&inner))),
                 Entered::Deserted => return Err(Refusal::NoReplicas(self.crowd(&inner))),
                 Entered::Wait(place) => {
@@ -69,8 +69,9 @@ impl Gate {
     /// Gives free slots to whoever waits, first come first served.
     pub(super) fn hand_out(self: &Arc<Self>) {
         loop {
-            let Some((waiter, serial, peer)) = self.lock().slots.hand_out(Instant::now()) else { return };
-            if let Err(mut slot) = waiter.send(Slot::new(self, serial, peer)) {
+            let now = Instant::now();
+            let Some((waiter, serial, peer)) = self.lock().slots.hand_out(now) else { return };
+            if let Err(mut slot) = waiter.send(Slot::new(self, serial, peer, now)) {
                 // Gone in this very moment. Put back here, not by the slot's own drop, which would come back to this loop.
                 slot.held = false;
                 if self.lock().slots.release(Instant::now(), serial) {
@@ -117,13 +118,19 @@ pub(crate) struct Slot {
     gate: Arc<Gate>,
     serial: Serial,
     peer: Arc<Peer>,
+    granted: Instant,
     served: Option<Duration>,
     held: bool,
 }
 
 impl Slot {
-    fn new(gate: &Arc<Gate>, serial: Serial, peer: Arc<Peer>) -> Self {
-        Self { gate: gate.clone(), serial, peer, served: None, held: true }
+    fn new(gate: &Arc<Gate>, serial: Serial, peer: Arc<Peer>, granted: Instant) -> Self {
+        Self { gate: gate.clone(), serial, peer, granted, served: None, held: true }
+    }
+
+    /// When the request got it.
+    pub(crate) fn granted(&self) -> Instant {
+        self.granted
     }
 
     /// The replica.

@@ -76,9 +76,9 @@ async fn a_request_that_may_have_begun_is_never_sent_to_another_replica() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_is_not_http_is_said_to_be_so() {
     let replica = Replica::raw("a", |mut stream: UnixStream| async move {
-        let _ = stream.write_all(b"220 smtp.example ESMTP\r\n\r\n").await;
         let mut head = [0; 1024];
         let _ = stream.read(&mut head).await;
+        let _ = stream.write_all(b"220 smtp.example ESMTP\r\n\r\n").await;
     });
     let world = World::new(route(vec![replica.endpoint()]));
     assert!(world.post("{}").await.refusal(502, "replica").contains("not HTTP"));
