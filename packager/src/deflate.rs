@@ -10,7 +10,7 @@ use flate2::{Compress, Compression, Crc, FlushCompress, Status};
 pub(crate) const PIECE: usize = 512 * 1024;
 
 /// zlib's level: see the table in this crate's README for what others cost and gain.
-const LEVEL: u32 = 5;
+const LEVEL: u32 = 3;
 
 /// A sample must become shorter than this many 64ths of itself, or its piece is stored.
 const WORTHWHILE: usize = 62;

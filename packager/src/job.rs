@@ -105,7 +105,7 @@ impl Job<'_> {
         let checkout = checkout(&self.request.source, self.service, &parts.rt.store, &parts.work).await?;
         let project = match self.request.spec.clone() {
             Some(spec) => given(spec, &checkout, parts.limits).await?,
-            None => self.read(&checkout).await?,
+            None => self.read(&checkout, parts.limits).await?,
         };
         let mut spec = project.spec;
         for (name, version) in &project.registered {
@@ -126,9 +126,9 @@ impl Job<'_> {
         Ok(Done { archive, spec, sealed_keys, warnings: project.warnings })
     }
 
-    async fn read(&self, checkout: &Checkout) -> Result<Project, Error> {
+    async fn read(&self, checkout: &Checkout, limits: Limits) -> Result<Project, Error> {
         let (folder, options, service) = (checkout.folder.clone(), self.request.options.clone(), self.service.clone());
-        Ok(blocking(move || project::read(&folder, &options, &service)).await??)
+        Ok(blocking(move || project::read_within(&folder, &options, &service, limits)).await??)
     }
 
     async fn reference(&self, parts: &Parts, name: &ModelName, version: u32) -> Result<ModelRef, Error> {

@@ -131,7 +131,16 @@ async fn an_upload_that_was_cut_goes_on_where_it_was_and_is_checked() {
     let zip = bench.nats.folder().join("big.zip");
     let folder = bench.nats.folder().join("big");
     fs::create_dir(&folder).unwrap();
-    let noise: Vec<u8> = (0..9_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut state = 1_u64;
+    let noise: Vec<u8> = (0..9 << 20)
+        .map(|_| {
+            // Xorshift: bytes that do not compress.
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect();
     fs::write(folder.join("noise.bin"), &noise).unwrap();
     fs::write(folder.join("score.py"), "def init(): pass\ndef run(data): return data\n").unwrap();
     let walk = packager::walk::Walk::project(&folder, packager::walk::Limits::PROJECT).unwrap();
