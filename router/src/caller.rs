@@ -8,7 +8,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Context, Poll},
@@ -31,6 +31,8 @@ pub(crate) struct Caller {
     requests: AtomicU32,
     busy: AtomicBool,
     last: AtomicBool,
+    /// One timer for all its requests, which come one after the other: arming one for each would cost more than the rest of the wait.
+    deadline: Mutex<Timer>,
 }
 
 /// A request is being answered. Ends when dropped.
@@ -47,6 +49,7 @@ impl Caller {
             requests: AtomicU32::new(0),
             busy: AtomicBool::new(false),
             last: AtomicBool::new(false),
+            deadline: Mutex::default(),
         })
     }
 
@@ -55,6 +58,11 @@ impl Caller {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.busy.store(true, Ordering::Relaxed);
         Busy(self.clone())
+    }
+
+    /// Ready when the deadline of the request being answered has passed.
+    pub(crate) fn poll_deadline(&self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        self.deadline.lock().unwrap_or_else(PoisonError::into_inner).poll(cx, deadline)
     }
 
     /// Every answer from now on ends the connection.
@@ -205,8 +213,8 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// A timer that is armed late and seldom: it may run out before the deadline, and is then armed again.
-#[derive(Default)]
+/// A timer that is armed late and seldom: it may run out before the deadline, and is then armed again. Polled by one task.
+#[derive(Debug, Default)]
 pub(crate) struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {

@@ -49,8 +49,16 @@ pub(crate) async fn answer(
         Target::Service { workspace, service, part } => match thread.routes.find(workspace, service) {
             Some(gate) => {
                 let terms = gate.terms();
-                let visit = Visit { thread: &thread, gate: &gate, terms: &terms, names: &names, arrived, part };
-                visit.answer(&caller, parts, body).await
+                let visit = Visit {
+                    thread: &thread,
+                    caller: &caller,
+                    gate: &gate,
+                    terms: &terms,
+                    names: &names,
+                    arrived,
+                    part,
+                };
+                visit.answer(parts, body).await
             }
             None => {
                 let refusal = Refusal::NoSuchService { workspace: workspace.to_owned() };
@@ -98,6 +106,7 @@ impl Unread {
 /// A request to a service, on its way.
 struct Visit<'a> {
     thread: &'a Arc<Thread>,
+    caller: &'a Caller,
     gate: &'a Arc<Gate>,
     terms: &'a Terms,
     names: &'a Names,
@@ -108,7 +117,7 @@ struct Visit<'a> {
 /// A request that has been let in.
 struct Admitted {
     allowance: Allowance,
-    fate: Arc<Fate>,
+    fate: Fate,
     /// The router's own time so far.
     own: Duration,
 }
@@ -129,9 +138,9 @@ enum Exchanged {
 }
 
 impl Visit<'_> {
-    async fn answer(&self, caller: &Caller, parts: request::Parts, body: Incoming) -> Response<Answer> {
+    async fn answer(&self, parts: request::Parts, body: Incoming) -> Response<Answer> {
         self.gate.arrived();
-        let answer = match self.pass(caller, parts, body).await {
+        let answer = match self.pass(parts, body).await {
             Ok(answer) => answer,
             Err(refusal) => {
                 self.gate.refused(refusal.stage());
@@ -150,18 +159,13 @@ impl Visit<'_> {
         answer
     }
 
-    async fn pass(
-        &self,
-        caller: &Caller,
-        mut parts: request::Parts,
-        body: Incoming,
-    ) -> Result<Response<Answer>, Refusal> {
+    async fn pass(&self, mut parts: request::Parts, body: Incoming) -> Result<Response<Answer>, Refusal> {
         let on_demand = parts.headers.contains_key(EXPECT);
         if let Err(refusal) = self.admit(&parts, &body) {
             Unread { body, on_demand }.discard(self.thread);
             return Err(refusal);
         }
-        headers::for_replica(&mut parts.headers, &caller.address, self.terms.access.consumes_authorization());
+        headers::for_replica(&mut parts.headers, &self.caller.address, self.terms.access.consumes_authorization());
         parts.uri = uri_at_replica(self.part, parts.uri.query());
         parts.version = Version::HTTP_11;
         parts.extensions.clear();
@@ -267,10 +271,10 @@ impl Visit<'_> {
         let peer = slot.peer().clone();
         let begun = Instant::now();
         meters.routing.observe(admitted.own + begun.saturating_duration_since(granted));
-        let (exchange, fate) = (Box::pin(wire.ask(request)), admitted.fate.clone());
         let grace = deadline + self.thread.limits.grace;
-        let in_flight = InFlight::new(exchange, slot, fate, grace, self.thread.leftovers.clone());
-        let Some((answered, mut slot)) = in_flight.by(deadline).await else {
+        let exchange = Box::pin(wire.ask(request));
+        let in_flight = InFlight::new(exchange, slot, &admitted.fate, grace, &self.thread.leftovers);
+        let Some((answered, mut slot)) = in_flight.by(deadline, self.caller).await else {
             return Err(match admitted.fate.is_flowing() {
                 true => Refusal::Stalled(self.terms.scoring),
                 false => Refusal::TimedOut(peer.id.clone(), self.terms.scoring),

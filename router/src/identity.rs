@@ -1,9 +1,6 @@
 //! Names of requests: `x-request-id` and `traceparent`, made where the caller sent none.
 
-use std::{
-    fmt::Write as _,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hyper::{
     HeaderMap,
@@ -48,13 +45,7 @@ impl Ids {
         };
         if !headers.contains_key(&TRACEPARENT) {
             let ((high, low), (span, _)) = (self.next(), self.next());
-            let mut text = String::with_capacity(55);
-            // Sampled: whether anything is kept is decided further down, and an unset flag would forbid it there. The lowest bit is set
-            // since an id of zeros is invalid.
-            let written = write!(text, "00-{high:016x}{:016x}-{:016x}-01", low | 1, span | 1);
-            if let (Ok(()), Ok(value)) = (written, HeaderValue::from_maybe_shared(bytes::Bytes::from(text))) {
-                headers.insert(TRACEPARENT, value);
-            }
+            headers.insert(TRACEPARENT, traceparent(high, low, span));
         }
         Names { request, client: headers.get(&CLIENT_REQUEST_ID).cloned() }
     }
@@ -65,6 +56,18 @@ impl Ids {
         let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
         HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)).expect("digits and hyphens are a header value")
     }
+}
+
+/// Version 00. Sampled: whether anything is kept is decided further down, and an unset flag would forbid it there. The lowest bits are
+/// set since an id of zeros is invalid.
+fn traceparent(high: u64, low: u64, span: u64) -> HeaderValue {
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";
+    for (at, word) in [(3, high), (19, low | 1), (36, span | 1)] {
+        for (index, digit) in text[at..at + 16].iter_mut().enumerate() {
+            *digit = b"0123456789abcdef"[(word >> (60 - 4 * index)) as usize & 0xf];
+        }
+    }
+    HeaderValue::from_bytes(&text).expect("digits and hyphens are a header value")
 }
 
 /// The names of a request, which every answer to it repeats.

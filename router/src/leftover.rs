@@ -3,7 +3,12 @@
 //! A slot is not given away while the replica may still be at it. So an unfinished exchange goes on here, without a caller, until the
 //! replica has answered; only when it has not within the grace is the slot given back, and the replica set aside until it is found well.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+};
 
 use http_body_util::BodyExt as _;
 use hyper::{Response, body::Incoming};
@@ -14,6 +19,7 @@ use tokio::{
 };
 
 use crate::{
+    caller::Caller,
     config::Limits,
     gate::Slot,
     probe,
@@ -31,7 +37,7 @@ pub(crate) type Exchange = Pin<Box<dyn Future<Output = Result<(Response<Incoming
 
 enum Leftover {
     Exchange { exchange: Exchange, slot: Slot, until: Instant },
-    Answer { body: Incoming, wire: Box<Wire>, slot: Slot },
+    Answer { body: Incoming, wire: Wire, slot: Slot },
     Upload(Incoming),
 }
 
@@ -60,7 +66,7 @@ impl Leftovers {
 
     /// An answer that nobody reads.
     pub(crate) fn answer(&self, body: Incoming, wire: Wire, slot: Slot) {
-        self.leave(Leftover::Answer { body, wire: Box::new(wire), slot });
+        self.leave(Leftover::Answer { body, wire, slot });
     }
 
     fn leave(&self, leftover: Leftover) {
@@ -89,7 +95,7 @@ async fn finish(leftover: Leftover, limits: Arc<Limits>) {
             (tokio::time::timeout_at(until, whole).await.is_ok(), slot)
         }
         Leftover::Answer { body, wire, slot } => {
-            (tokio::time::timeout(limits.grace, read_away(body, *wire)).await.is_ok(), slot)
+            (tokio::time::timeout(limits.grace, read_away(body, wire)).await.is_ok(), slot)
         }
         Leftover::Upload(incoming) => {
             // Whether it ended or was given up, the connection knows what to do next.
@@ -107,7 +113,7 @@ async fn finish(leftover: Leftover, limits: Arc<Limits>) {
 }
 
 async fn read_away(mut body: Incoming, mut wire: Wire) {
-    while let Some(Ok(_)) = std::future::poll_fn(|cx| wire.poll_body(&mut body, cx)).await {}
+    while let Some(Ok(_)) = poll_fn(|cx| wire.poll_body(&mut body, cx)).await {}
 }
 
 async fn linger(mut incoming: Incoming) {
@@ -121,29 +127,44 @@ async fn linger(mut incoming: Incoming) {
 }
 
 /// A request in a replica, as long as its caller waits. Dropped before the answer came, it goes on as a leftover.
-pub(crate) struct InFlight {
+pub(crate) struct InFlight<'a> {
     exchange: Option<Exchange>,
     slot: Option<Slot>,
-    fate: Arc<Fate>,
+    fate: &'a Fate,
     until: Instant,
-    leftovers: Leftovers,
+    leftovers: &'a Leftovers,
 }
 
-impl InFlight {
+impl<'a> InFlight<'a> {
     /// An exchange in a slot; `until` is when the replica's last grace is over.
-    pub(crate) fn new(exchange: Exchange, slot: Slot, fate: Arc<Fate>, until: Instant, leftovers: Leftovers) -> Self {
+    pub(crate) fn new(
+        exchange: Exchange,
+        slot: Slot,
+        fate: &'a Fate,
+        until: Instant,
+        leftovers: &'a Leftovers,
+    ) -> Self {
         Self { exchange: Some(exchange), slot: Some(slot), fate, until, leftovers }
     }
 
     /// What came of it by the deadline; `None` when it goes on without its caller.
-    pub(crate) async fn by(mut self, deadline: Instant) -> Option<(Result<(Response<Incoming>, Wire), Failed>, Slot)> {
-        let answered = tokio::time::timeout_at(deadline, self.exchange.as_mut()?).await.ok()?;
+    pub(crate) async fn by(
+        mut self,
+        deadline: Instant,
+        caller: &Caller,
+    ) -> Option<(Result<(Response<Incoming>, Wire), Failed>, Slot)> {
+        let exchange = self.exchange.as_mut()?;
+        let answered = poll_fn(|cx| match exchange.as_mut().poll(cx) {
+            Poll::Ready(answered) => Poll::Ready(Some(answered)),
+            Poll::Pending => caller.poll_deadline(cx, deadline).map(|()| None),
+        });
+        let answered = answered.await?;
         self.exchange = None;
         Some((answered, self.slot.take()?))
     }
 }
 
-impl Drop for InFlight {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         let (Some(exchange), Some(slot)) = (self.exchange.take(), self.slot.take()) else { return };
         // Without its whole body a request does not get far: the replica sees the connection end, and is free.

@@ -33,9 +33,9 @@ pub(crate) struct Allowance {
     pub(crate) on_demand: bool,
 }
 
-/// What has become of a streamed body; read by whoever has to explain a failed exchange.
-#[derive(Debug, Default)]
-pub(crate) struct Fate(AtomicU8);
+/// What has become of a body; read by whoever has to explain a failed exchange.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Fate(Option<Arc<AtomicU8>>);
 
 const FLOWING: u8 = 0;
 const WHOLE: u8 = 1;
@@ -44,18 +44,29 @@ const STALLED: u8 = 3;
 const BROKEN: u8 = 4;
 
 impl Fate {
+    /// That of a body which is still to come.
+    fn flowing() -> Self {
+        Self(Some(Arc::new(AtomicU8::new(FLOWING))))
+    }
+
     fn set(&self, fate: u8) {
-        self.0.store(fate, Ordering::Relaxed);
+        if let Some(shared) = &self.0 {
+            shared.store(fate, Ordering::Relaxed);
+        }
+    }
+
+    fn get(&self) -> u8 {
+        self.0.as_ref().map_or(WHOLE, |shared| shared.load(Ordering::Relaxed))
     }
 
     /// Whether it has not come whole.
     pub(crate) fn is_flowing(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == FLOWING
+        self.get() == FLOWING
     }
 
     /// Why the caller's body, and not the replica, ended the exchange; `None` if it did not.
     pub(crate) fn refusal(&self, allowance: &Allowance) -> Option<Refusal> {
-        match self.0.load(Ordering::Relaxed) {
+        match self.get() {
             TOO_LARGE => Some(Refusal::TooLarge(allowance.most)),
             STALLED => Some(Refusal::Stalled(allowance.stall)),
             BROKEN => Some(Refusal::Incomplete),
@@ -67,14 +78,14 @@ impl Fate {
 /// A body for a replica.
 pub(crate) struct RequestBody {
     ahead: Option<Bytes>,
-    rest: Option<Rest>,
+    rest: Option<Box<Rest>>,
 }
 
 struct Rest {
     incoming: Option<Incoming>,
     sent: u64,
     allowance: Allowance,
-    fate: Arc<Fate>,
+    fate: Fate,
     waiting_since: Option<Instant>,
     timer: Timer,
     leftovers: Leftovers,
@@ -96,38 +107,22 @@ impl RequestBody {
         mut incoming: Incoming,
         allowance: &Allowance,
         leftovers: &Leftovers,
-    ) -> Result<(Self, Arc<Fate>), Refusal> {
-        let fate = Arc::new(Fate::default());
-        if incoming.is_end_stream() {
-            fate.set(WHOLE);
-            return Ok((Self::empty(), fate));
-        }
+    ) -> Result<(Self, Fate), Refusal> {
         let mut ahead = Ahead::default();
-        while incoming.size_hint().lower() <= AHEAD && ahead.len() < AHEAD {
+        while !incoming.is_end_stream() {
+            if incoming.size_hint().lower() > AHEAD || ahead.len() >= AHEAD {
+                let fate = Fate::flowing();
+                let rest = Rest::new(incoming, ahead.len(), allowance, &fate, leftovers);
+                return Ok((Self { ahead: ahead.whole(), rest: Some(Box::new(rest)) }, fate));
+            }
             let frame = tokio::time::timeout(allowance.stall, incoming.frame()).await;
             match frame.map_err(|_| Refusal::Stalled(allowance.stall))? {
                 Some(Ok(frame)) => ahead.push(frame.into_data().unwrap_or_default()),
                 Some(Err(_)) => return Err(Refusal::Incomplete),
-                None => {
-                    fate.set(WHOLE);
-                    return Ok((Self { ahead: ahead.whole(), rest: None }, fate));
-                }
-            }
-            if incoming.is_end_stream() {
-                fate.set(WHOLE);
-                return Ok((Self { ahead: ahead.whole(), rest: None }, fate));
+                None => break,
             }
         }
-        let rest = Rest {
-            incoming: Some(incoming),
-            sent: ahead.len(),
-            allowance: allowance.clone(),
-            fate: fate.clone(),
-            waiting_since: None,
-            timer: Timer::default(),
-            leftovers: leftovers.clone(),
-        };
-        Ok((Self { ahead: ahead.whole(), rest: Some(rest) }, fate))
+        Ok((Self { ahead: ahead.whole(), rest: None }, Fate::default()))
     }
 }
 
@@ -160,6 +155,18 @@ impl Ahead {
 }
 
 impl Rest {
+    fn new(incoming: Incoming, sent: u64, allowance: &Allowance, fate: &Fate, leftovers: &Leftovers) -> Self {
+        Self {
+            incoming: Some(incoming),
+            sent,
+            allowance: allowance.clone(),
+            fate: fate.clone(),
+            waiting_since: None,
+            timer: Timer::default(),
+            leftovers: leftovers.clone(),
+        }
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
         let frame = match Pin::new(incoming).poll_frame(cx) {

@@ -14,7 +14,6 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::Duration,
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     caller::{Caller, Connection},
@@ -23,7 +22,7 @@ use crate::{
     listener::Listeners,
     metrics::Meters,
     routes::Routes,
-    thread::Thread,
+    thread::{Stopping, Thread},
 };
 
 /// How long an idle connection may still bring a request once the server is stopped. It is answered, and told to close; closing the
@@ -36,7 +35,7 @@ const USUAL_HEADERS: usize = 100;
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    stop: CancellationToken,
+    stopping: Stopping,
     ended: Vec<oneshot::Receiver<()>>,
 }
 
@@ -58,20 +57,19 @@ impl Server {
         meters: &Arc<Meters>,
     ) -> io::Result<Self> {
         let address = listeners.address();
-        let (stop, limits) = (CancellationToken::new(), Arc::new(limits.clone()));
-        let mut server = Self { address, stop, ended: Vec::new() };
+        let limits = Arc::new(limits.clone());
+        let mut server = Self { address, stopping: Stopping::default(), ended: Vec::new() };
         let connections = limits.max_connections.div_ceil(listeners.sockets.len()).clamp(1, Semaphore::MAX_PERMITS);
         for (index, socket) in listeners.sockets.into_iter().enumerate() {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let (end, ended) = oneshot::channel();
             let (routes, limits, meters) = (routes.clone(), limits.clone(), meters.clone());
-            // A token of its own: waiting on a shared one would have all threads meet at its lock.
-            let stop = server.stop.child_token();
+            let stopping = server.stopping.for_one_thread();
             let serve = move || {
-                let (thread, janitor) = Thread::new(limits, routes, meters);
+                let (thread, janitor) = Thread::new(limits, routes, meters, stopping);
                 let served = runtime.block_on(async {
                     thread.background.spawn(janitor.tend());
-                    serve(socket, &thread, connections, &stop, drain).await
+                    serve(socket, &thread, connections, drain).await
                 });
                 if let Err(error) = served {
                     tracing::error!(%error, "a serving thread has ended");
@@ -94,7 +92,7 @@ impl Server {
 
     /// Takes no new connection, finishes the requests in hand, and waits until all threads have ended: at most the time to drain.
     pub async fn stop(mut self) {
-        self.stop.cancel();
+        self.stopping.begin();
         for ended in self.ended.drain(..) {
             // A thread that has broken down has ended too.
             let _ = ended.await;
@@ -104,17 +102,11 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.stopping.begin();
     }
 }
 
-async fn serve(
-    socket: StdListener,
-    thread: &Arc<Thread>,
-    connections: usize,
-    stop: &CancellationToken,
-    drain: Duration,
-) -> io::Result<()> {
+async fn serve(socket: StdListener, thread: &Arc<Thread>, connections: usize, drain: Duration) -> io::Result<()> {
     let listener = TcpListener::from_std(socket)?;
     let room = Arc::new(Semaphore::new(connections));
     let serving = Tasks::default();
@@ -122,10 +114,10 @@ async fn serve(
     loop {
         tokio::select! {
             biased;
-            () = stop.cancelled() => break,
+            () = thread.stopping.begun() => break,
             _ = sweep.tick() => thread.pool.sweep(),
             accepted = accept(&listener, &room) => match accepted {
-                Ok((stream, peer, place)) => drop(serving.spawn(connection(stream, peer, place, thread.clone(), stop.clone()))),
+                Ok((stream, peer, place)) => drop(serving.spawn(connection(stream, peer, place, thread.clone()))),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection; trying again shortly");
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -138,7 +130,7 @@ async fn serve(
     while let Ok((stream, peer)) = listener.accept() {
         let Ok(place) = room.clone().try_acquire_owned() else { break };
         stream.set_nonblocking(true)?;
-        serving.spawn(connection(TcpStream::from_std(stream)?, peer, place, thread.clone(), stop.clone()));
+        serving.spawn(connection(TcpStream::from_std(stream)?, peer, place, thread.clone()));
     }
     drop(listener);
     if tokio::time::timeout(drain, serving.wait()).await.is_err() {
@@ -157,13 +149,7 @@ async fn accept(
     Ok((stream, peer, place))
 }
 
-async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    place: OwnedSemaphorePermit,
-    thread: Arc<Thread>,
-    stop: CancellationToken,
-) {
+async fn connection(stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit, thread: Arc<Thread>) {
     let _place = place;
     thread.meters.connections.inc();
     let meters = thread.meters.clone();
@@ -180,9 +166,9 @@ async fn connection(
     let bytes = TokioIo::new(Connection::new(stream, caller.clone(), &limits));
     let service = service_fn(|request| forward::answer(thread.clone(), caller.clone(), request));
     let mut served = std::pin::pin!(http.serve_connection(bytes, service));
-    let ended = tokio::select! {
-        ended = served.as_mut() => ended,
-        () = stop.cancelled() => {
+    let ended = match thread.stopping.or(served.as_mut()).await {
+        Some(ended) => ended,
+        None => {
             caller.say_farewell();
             match tokio::time::timeout(LAST_CALL, served.as_mut()).await {
                 Ok(ended) => ended,

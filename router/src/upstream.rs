@@ -31,8 +31,8 @@ type Connection = http1::Connection<TokioIo<Stream>, RequestBody>;
 /// A connection to a replica.
 pub(crate) struct Wire {
     sender: http1::SendRequest<RequestBody>,
-    /// None once it has ended.
-    connection: Option<Connection>,
+    /// None once it has ended. Boxed, since it is large and handed on several times a request.
+    connection: Option<Box<Connection>>,
 }
 
 /// Why an exchange came to nothing.
@@ -61,7 +61,7 @@ impl Wire {
         let stream = tokio::time::timeout(limit, connecting).await??;
         let handshake = http1::Builder::new().max_buf_size(buffer).handshake(TokioIo::new(stream));
         let (sender, connection) = handshake.await.map_err(io::Error::other)?;
-        Ok(Self { sender, connection: Some(connection) })
+        Ok(Self { sender, connection: Some(Box::new(connection)) })
     }
 
     /// Whether the other side still holds it, and it is ready for another request.
@@ -111,10 +111,10 @@ impl Wire {
     }
 }
 
-fn drive(connection: &mut Option<Connection>, cx: &mut Context<'_>) {
+fn drive(connection: &mut Option<Box<Connection>>, cx: &mut Context<'_>) {
     // An end with an error has been told to whoever waits for the answer or its body.
     if let Some(open) = connection
-        && Pin::new(open).poll(cx).is_ready()
+        && Pin::new(&mut **open).poll(cx).is_ready()
     {
         *connection = None;
     }
