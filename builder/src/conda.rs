@@ -101,7 +101,8 @@ fn versions_and_build(rest: &str) -> Result<(Versions, Option<String>), &'static
 fn join_operators(text: &str) -> String {
     let mut joined = String::new();
     for word in text.split_whitespace() {
-        let glued = joined.ends_with(['=', '<', '>', '!', '~', ',', '|']) || word.starts_with(['=', '<', '>', '!', '~', ',', '|']);
+        let glued = joined.ends_with(['=', '<', '>', '!', '~', ',', '|'])
+            || word.starts_with(['=', '<', '>', '!', '~', ',', '|']);
         if !joined.is_empty() && !glued {
             joined.push(' ');
         }
@@ -278,7 +279,10 @@ impl fmt::Display for Clause {
 /// Compares releases, missing parts being zero.
 fn compare(one: &[u64], two: &[u64]) -> Ordering {
     let part = |release: &[u64], n: usize| release.get(n).copied().unwrap_or(0);
-    (0..one.len().max(two.len())).map(|n| part(one, n).cmp(&part(two, n))).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
+    (0..one.len().max(two.len()))
+        .map(|n| part(one, n).cmp(&part(two, n)))
+        .find(|order| order.is_ne())
+        .unwrap_or(Ordering::Equal)
 }
 
 #[cfg(test)]

@@ -79,7 +79,10 @@ impl List {
             return Err(trouble("uses an environment variable", "write the value itself, if it is no secret"));
         }
         if secret::is_in(line) {
-            return Err(trouble("carries a password or token, which would be seen by everyone who may read the request", "take the credential out; let whoever runs the builder configure the index with UV_INDEX_URL"));
+            return Err(trouble(
+                "carries a password or token, which would be seen by everyone who may read the request",
+                "take the credential out; let whoever runs the builder configure the index with UV_INDEX_URL",
+            ));
         }
         if !line.is_ascii() {
             return Err(trouble("holds a character that is not ASCII", "write it in plain letters"));
@@ -293,9 +296,7 @@ fn from_address(line: &str) -> Result<(Key, Wanted), Trouble> {
     };
     let address = checked(url)?;
     let marker = match marker {
-        Some(text) => {
-            parsed(&format!("x ; {text}"))?.marker.try_to_string()
-        }
+        Some(text) => parsed(&format!("x ; {text}"))?.marker.try_to_string(),
         None => None,
     };
     let extras: BTreeSet<String> = match extras.as_str() {
@@ -339,9 +340,9 @@ fn checked(url: Url) -> Result<String, Trouble> {
 
 /// A line that PEP 508 does not know, with the usual slips told.
 fn misread(line: &str, why: &str) -> Trouble {
-    let single = line.split_once('=').filter(|(before, after)| {
-        !after.starts_with('=') && !before.ends_with(['=', '<', '>', '!', '~'])
-    });
+    let single = line
+        .split_once('=')
+        .filter(|(before, after)| !after.starts_with('=') && !before.ends_with(['=', '<', '>', '!', '~']));
     if let Some((name, version)) = single {
         let remedy = format!("write `{}=={}`: a single `=` is conda's", name.trim(), version.trim());
         return trouble("is not a requirement that pip understands", remedy);
@@ -410,7 +411,10 @@ mod tests {
         equal(&["x; python_version<'3.9' and os_name=='nt'"], &["x ;os_name == \"nt\" and python_version < '3.9'"]);
         equal(&["x ; python_version >= '3'  or python_version<'3'"], &["x"]);
         equal(&["git+https://host/x.git@v1#egg=X"], &["x @ git+https://host/x.git@v1"]);
-        equal(&["https://host/some_pkg-1.0-py3-none-any.whl"], &["some-pkg @ https://host/some_pkg-1.0-py3-none-any.whl"]);
+        equal(
+            &["https://host/some_pkg-1.0-py3-none-any.whl"],
+            &["some-pkg @ https://host/some_pkg-1.0-py3-none-any.whl"],
+        );
         equal(&["--extra-index-url=https://a/simple/"], &["--extra-index-url   https://a/simple"]);
         equal(&["-i https://a/"], &["--index-url https://a"]);
         equal(&["--no-binary B_b,a"], &["--no-binary a", "--no-binary b-b"]);

@@ -84,6 +84,12 @@ impl Plan {
         })
     }
 
+    /// Whether a Python of this version, `3.11.7` for example, is as the user wants it.
+    pub(crate) fn admits_python(&self, version: &str) -> bool {
+        let release: Result<Vec<u64>, _> = version.split('.').map(str::parse).collect();
+        release.is_ok_and(|release| self.python.versions.admit(&release))
+    }
+
     /// The line by which the user asks for a package, if he does.
     pub(crate) fn line_of(&self, package: &str) -> Option<&str> {
         self.listed.iter().find(|(name, _)| name == package).map(|(_, line)| line.as_str())
@@ -125,9 +131,17 @@ fn conda_tools(definition: &Definition, problems: &mut Vec<Problem>) -> Vec<Stri
         let names: Vec<_> = others.iter().map(|(name, _)| name.as_str()).collect();
         let file = &definition.file;
         let (cause, them) = match names.len() {
-            1 => (format!("{file} asks for the conda package {first}, which this place cannot install: it has pip packages alone"), "it"),
+            1 => (
+                format!(
+                    "{file} asks for the conda package {first}, which this place cannot install: it has pip packages alone"
+                ),
+                "it",
+            ),
             _ => (
-                format!("{file} asks for the conda packages {}, which this place cannot install: it has pip packages alone", names.join(", ")),
+                format!(
+                    "{file} asks for the conda packages {}, which this place cannot install: it has pip packages alone",
+                    names.join(", ")
+                ),
                 "them",
             ),
         };

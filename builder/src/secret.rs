@@ -31,7 +31,8 @@ pub(crate) fn redact(text: &str) -> String {
         let scheme = &rest[scheme_start..at];
         clean.push_str(&rest[..at + 3]);
         rest = &rest[at + 3..];
-        let end = rest.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>')).unwrap_or(rest.len());
+        let end =
+            rest.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>')).unwrap_or(rest.len());
         clean.push_str(&redact_address(scheme, &rest[..end]));
         rest = &rest[end..];
     }

@@ -1,0 +1,100 @@
+//! Answers to those who ask for the log of a build.
+
+use proto::{
+    builder::EnvironmentRecord,
+    id::EnvironmentHash,
+    query::{GetBuildLog, LogText, MAX_LOG_BYTES, Refusal},
+};
+use runtime::{
+    bus::Bucket,
+    store::{self, Store, build_log_key},
+};
+
+use crate::{flight::Flights, maker::Maker};
+
+/// The fewest digits that name an environment.
+const FEWEST_DIGITS: usize = 6;
+
+/// Finds the log: the file of a build on this machine, which may still grow, else what the store keeps.
+pub(crate) async fn answer<M: Maker>(
+    query: &GetBuildLog,
+    flights: &Flights<M>,
+    bucket: &Bucket<EnvironmentRecord>,
+    store: &Store,
+) -> Result<LogText, Refusal> {
+    let hash = find(&query.environment, bucket).await?;
+    let text = match tokio::fs::read(flights.log_path(&hash)).await {
+        Ok(text) => text,
+        Err(_) => match store.read(&build_log_key(&hash)).await {
+            Ok(text) => text.to_vec(),
+            Err(store::Error::NotFound { .. }) => {
+                let cause = format!("no log is kept of environment {}", hash.short());
+                return Err(Refusal::new(
+                    "not-found",
+                    cause,
+                    "it has not been built here; deploy a project that needs it",
+                ));
+            }
+            Err(error) => return Err(Refusal::new("unavailable", error.to_string(), "try again")),
+        },
+    };
+    Ok(tail(&String::from_utf8_lossy(&text), query.lines))
+}
+
+async fn find(digits: &str, bucket: &Bucket<EnvironmentRecord>) -> Result<EnvironmentHash, Refusal> {
+    let digits = digits.trim().to_ascii_lowercase();
+    if let Ok(hash) = digits.parse() {
+        return Ok(hash);
+    }
+    if digits.len() < FEWEST_DIGITS || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        let cause = format!("{digits:?} is no environment hash");
+        return Err(Refusal::new("invalid", cause, "give at least its first 6 digits, from `kaai env show`"));
+    }
+    let keys = bucket.keys().await.map_err(|error| Refusal::new("unavailable", error.to_string(), "try again"))?;
+    let mut found = keys.iter().filter(|key| key.starts_with(&digits)).filter_map(|key| key.parse().ok());
+    match (found.next(), found.next()) {
+        (Some(hash), None) => Ok(hash),
+        (None, _) => Err(Refusal::new(
+            "not-found",
+            format!("no environment is known whose hash begins with {digits}"),
+            "`kaai env show` tells the hash of a project's environment",
+        )),
+        _ => Err(Refusal::new("conflict", format!("several environments begin with {digits}"), "give more digits")),
+    }
+}
+
+/// The last lines, no more than fit into an answer.
+fn tail(text: &str, lines: u32) -> LogText {
+    let mut kept = Vec::new();
+    let mut room = MAX_LOG_BYTES;
+    let mut all = text.lines().rev();
+    let most = usize::try_from(lines).unwrap_or(usize::MAX);
+    let mut cut = false;
+    for line in all.by_ref() {
+        // Quotes and the comma of JSON count too; a line is mostly plain.
+        let length = line.len() + 3 + line.bytes().filter(|b| matches!(b, b'"' | b'\\')).count();
+        if kept.len() == most || length > room {
+            cut = true;
+            break;
+        }
+        room -= length;
+        kept.push(line.to_owned());
+    }
+    kept.reverse();
+    LogText { lines: kept, cut }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_holds_the_last_lines_that_fit() {
+        assert_eq!(tail("a\nb\nc\n", 2), LogText { lines: vec!["b".to_owned(), "c".to_owned()], cut: true });
+        assert_eq!(tail("a\n", 2), LogText { lines: vec!["a".to_owned()], cut: false });
+        assert_eq!(tail("", 2), LogText::default());
+        let long = format!("{}\n", "x\"".repeat(500)).repeat(2000);
+        let text = tail(&long, u32::MAX);
+        assert!(text.cut && serde_json::to_vec(&text).unwrap().len() <= MAX_LOG_BYTES + 100);
+    }
+}

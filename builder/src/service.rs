@@ -1,0 +1,76 @@
+//! The builder's loops: requests, news of environments, questions for logs. Each ends with shutdown.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::{builder::EnvironmentRecord, packager::ProjectPackaged, query::GetBuildLog, subject};
+use runtime::{
+    Runtime,
+    bus::{Bucket, Deliveries, Questions, Watch, WorkQueue},
+};
+
+use crate::{Error, config::Limits, flight::Flights, maker::Maker, metrics::Metrics, question, request};
+
+/// How many requests may wait in all builders together: more than this many services that need a build at once wait their turn.
+const MAX_IN_FLIGHT: usize = 512;
+/// How long a builder that holds a request may be silent before another gets it.
+const ACK_WAIT: Duration = Duration::from_secs(6);
+
+/// Serves until shutdown with any maker.
+///
+/// # Errors
+///
+/// Fails when the bus could not be had.
+pub async fn serve<M: Maker>(maker: M, limits: Limits, rt: Runtime) -> Result<(), Error> {
+    let metrics = Metrics::new(&rt.metrics);
+    let bucket: Bucket<EnvironmentRecord> = rt.bus.bucket(subject::ENVIRONMENTS).await?;
+    let watch = bucket.watch();
+    let questions = rt.bus.answer::<GetBuildLog>().await?;
+    let queue = WorkQueue {
+        consumer: "builder",
+        subjects: vec![subject::any::<ProjectPackaged>()],
+        ack_wait: ACK_WAIT,
+        max_in_flight: MAX_IN_FLIGHT,
+    };
+    let deliveries = rt.bus.work(queue).await?;
+    let flights = Arc::new(Flights::new(maker, rt.clone(), bucket.clone(), limits, metrics.clone()));
+    rt.health.ready(true);
+    tokio::join!(
+        take_requests(deliveries, flights.clone(), &rt, &metrics),
+        hear_news(watch, &flights),
+        answer_questions(questions, &flights, &bucket, &rt),
+    );
+    rt.health.ready(false);
+    Ok(())
+}
+
+async fn take_requests<M: Maker>(
+    mut deliveries: Deliveries,
+    flights: Arc<Flights<M>>,
+    rt: &Runtime,
+    metrics: &Metrics,
+) {
+    while let Some(delivery) = deliveries.next().await {
+        rt.tasks.spawn(request::serve(flights.clone(), rt.bus.clone(), metrics.clone(), delivery));
+    }
+}
+
+async fn hear_news<M: Maker>(mut watch: Watch<EnvironmentRecord>, flights: &Flights<M>) {
+    while let Some(change) = watch.next().await {
+        flights.hear(&change);
+    }
+}
+
+async fn answer_questions<M: Maker>(
+    mut questions: Questions<GetBuildLog>,
+    flights: &Arc<Flights<M>>,
+    bucket: &Bucket<EnvironmentRecord>,
+    rt: &Runtime,
+) {
+    while let Some(question) = questions.next().await {
+        let (flights, bucket, store) = (flights.clone(), bucket.clone(), rt.store.clone());
+        rt.tasks.spawn(async move {
+            let answered = question::answer(&question.query, &flights, &bucket, &store).await;
+            question.reply(answered).await;
+        });
+    }
+}
