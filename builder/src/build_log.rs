@@ -3,6 +3,7 @@
 //! It knows lines, and blots out credentials in them. It does not know what is built.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
@@ -15,6 +16,8 @@ use crate::secret;
 
 /// How long a log may become; what comes after is left out.
 const MOST: u64 = 8 << 20;
+/// How many of the newest lines are told to those who come late.
+const RECENT: usize = 20;
 /// How many lines may wait for a slow reader before the oldest are dropped.
 const WAITING: usize = 1024;
 
@@ -25,16 +28,19 @@ pub struct BuildLog {
     path: PathBuf,
 }
 
+#[derive(Default)]
 struct Writer {
     file: Option<File>,
     written: u64,
+    /// The newest lines, for those who come to wait after they were said.
+    recent: VecDeque<String>,
 }
 
 impl BuildLog {
     /// A log that writes to a file once [`BuildLog::begin`] is called.
     pub(crate) fn new(path: PathBuf) -> Self {
         let (lines, _) = broadcast::channel(WAITING);
-        Self { lines, file: Mutex::new(Writer { file: None, written: 0 }), path }
+        Self { lines, file: Mutex::default(), path }
     }
 
     /// Begins the file anew.
@@ -52,7 +58,7 @@ impl BuildLog {
         let file = open()
             .map_err(|error| tracing::warn!(path = %self.path.display(), %error, "no log is kept of this build"))
             .ok();
-        *self.writer() = Writer { file, written: 0 };
+        *self.writer() = Writer { file, ..Writer::default() };
     }
 
     /// Adds a line, without the credentials that an address in it may carry.
@@ -72,19 +78,27 @@ impl BuildLog {
             }
         }
         writer.written += length;
-        drop(writer);
-        self.hand_on(line);
+        self.send(&mut writer, line);
     }
 
     /// Gives a line to those who wait, without keeping it: one that another builder keeps.
     pub(crate) fn hand_on(&self, line: String) {
+        self.send(&mut self.writer(), line);
+    }
+
+    fn send(&self, writer: &mut Writer, line: String) {
+        if writer.recent.len() == RECENT {
+            writer.recent.pop_front();
+        }
+        writer.recent.push_back(line.clone());
         // Nobody may be waiting just now.
         let _ = self.lines.send(line);
     }
 
-    /// The lines that come from now on.
-    pub(crate) fn subscribe(&self) -> broadcast::Receiver<String> {
-        self.lines.subscribe()
+    /// The newest lines that have come, and those that come from now on.
+    pub(crate) fn subscribe(&self) -> (Vec<String>, broadcast::Receiver<String>) {
+        let writer = self.writer();
+        (writer.recent.iter().cloned().collect(), self.lines.subscribe())
     }
 
     /// Where the file is.
@@ -135,7 +149,8 @@ mod tests {
     fn lines_are_kept_and_handed_on_without_credentials() {
         let folder = tempfile::tempdir().unwrap();
         let log = BuildLog::new(folder.path().join("logs/a.log"));
-        let mut heard = log.subscribe();
+        let (recent, mut heard) = log.subscribe();
+        assert!(recent.is_empty());
         log.line("before the file");
         log.begin();
         log.line("https://user:hunter2@host/simple");
@@ -143,6 +158,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(log.path()).unwrap(), "https://***@host/simple\nsecond\n");
         assert_eq!(heard.try_recv().unwrap(), "before the file");
         assert_eq!(heard.try_recv().unwrap(), "https://***@host/simple");
+        assert_eq!(log.subscribe().0, ["https://***@host/simple", "second"], "whoever comes late hears them too");
         log.begin();
         assert_eq!(std::fs::read_to_string(log.path()).unwrap(), "");
     }

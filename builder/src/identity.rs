@@ -161,7 +161,10 @@ mod tests {
         // An environment whose hash moves is built anew for everybody: change these only together with RECIPE.
         for (spec, frozen) in [
             (EnvironmentSpec::default(), "4e9a7ef952f0eb534fd4cae8011fba1edd61c83e3aa42529f81ea49cc521579a"),
-            (spec("python=3.11", &["azureml-inference-server-http"]), "f132d04e7a30a4959f0559c8757d10163f20fcaf0a504909484fb0cc17c6d42f"),
+            (
+                spec("python=3.11", &["azureml-inference-server-http"]),
+                "f132d04e7a30a4959f0559c8757d10163f20fcaf0a504909484fb0cc17c6d42f",
+            ),
             (everything(), "524205b27b24f8505b6ce20b498924c8d7665d4b4d58f469d8dc975c842b978e"),
         ] {
             assert_eq!(hash(&spec).unwrap().as_str(), frozen, "{:#?}", facts(&spec));

@@ -111,8 +111,9 @@ impl Request<'_> {
 
     /// Waits for the outcome and tells the lines of the build meanwhile, at most four times a second.
     async fn follow(&self, mut flight: Flight) -> Outcome {
-        let mut lines = flight.log.subscribe();
+        let (recent, mut lines) = flight.log.subscribe();
         let mut news = News::default();
+        recent.into_iter().for_each(|line| news.add(line));
         let mut tick = interval(NEWS);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

@@ -1,0 +1,265 @@
+//! A bus, builders on it whose maker pretends, and requests.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use builder::{build_log::BuildLog, config::Limits, maker::Maker, plan::Plan};
+use proto::{
+    builder::{EnvironmentRecord, Image, ImageResolved},
+    deployer::DeploymentFailed,
+    event::Event,
+    failure::{Blame, Failure, Stage},
+    id::{EnvironmentHash, Generation, ServiceName, Workspace},
+    packager::{Archive, ProjectPackaged},
+    spec::{CondaSpec, EnvironmentSpec, ServiceSpec},
+    subject,
+};
+use runtime::{
+    Runtime,
+    bus::Bucket,
+    testing::{Nats, until},
+};
+use tokio::{sync::Notify, task::JoinHandle};
+
+/// How long a test waits for anything.
+pub const LONG: Duration = Duration::from_secs(30);
+
+/// What all pretending makers of a test share: the world in which environments are.
+#[derive(Default)]
+pub struct World {
+    /// How many builds were begun.
+    pub begun: AtomicUsize,
+    /// How many builds run now.
+    pub running: AtomicUsize,
+    /// How many builds ran at the same time at most.
+    pub most: AtomicUsize,
+    /// Builds wait here until the test lets them go on.
+    pub gate: Notify,
+    /// Whether builds wait at the gate.
+    pub gated: bool,
+    /// Why builds fail, if they do.
+    pub failure: Mutex<Option<Failure>>,
+    /// The environments that are there.
+    pub there: Mutex<Vec<Image>>,
+}
+
+/// A maker that makes nothing.
+pub struct Pretender(pub Arc<World>);
+
+struct Running<'a>(&'a World);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Maker for Pretender {
+    async fn make(&self, hash: &EnvironmentHash, _: &Plan, log: &BuildLog) -> Result<Image, Failure> {
+        let world = &self.0;
+        let number = world.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let running = world.running.fetch_add(1, Ordering::SeqCst) + 1;
+        let _running = Running(world);
+        world.most.fetch_max(running, Ordering::SeqCst);
+        log.line("Resolved 3 packages in 1ms");
+        log.line("+ thing==1 from https://user:hunter2@host/simple");
+        if world.gated {
+            world.gate.notified().await;
+        }
+        if let Some(failure) = world.failure.lock().unwrap().clone() {
+            return Err(failure);
+        }
+        let image = Image::VirtualEnvironment { path: format!("/made/{hash}/{number}"), python: "3.11.7".to_owned() };
+        world.there.lock().unwrap().push(image.clone());
+        Ok(image)
+    }
+
+    async fn is_there(&self, image: &Image) -> bool {
+        self.0.there.lock().unwrap().contains(image)
+    }
+
+    async fn find(&self, hash: &EnvironmentHash) -> Option<Image> {
+        let there = self.0.there.lock().unwrap();
+        let of_hash = |image: &&Image| {
+            let Image::VirtualEnvironment { path, .. } = image;
+            path.contains(hash.as_str())
+        };
+        there.iter().find(of_hash).cloned()
+    }
+}
+
+/// A bus with builders.
+pub struct Scene {
+    pub nats: Nats,
+    pub world: Arc<World>,
+    pub limits: Limits,
+    /// The test's own connection.
+    pub rt: Runtime,
+    pub bucket: Bucket<EnvironmentRecord>,
+}
+
+/// One builder that runs, on threads of its own.
+pub struct Live {
+    pub rt: Runtime,
+    threads: Option<tokio::runtime::Runtime>,
+    task: JoinHandle<()>,
+}
+
+impl Scene {
+    pub async fn new(world: World) -> Self {
+        let nats = Nats::start().await;
+        let rt = nats.runtime("test").await;
+        let limits = Limits {
+            lease: Duration::from_secs(2),
+            logs: nats.folder().join("logs"),
+            concurrent_builds: 8,
+            ..Limits::default()
+        };
+        let bucket = rt.bus.bucket(subject::ENVIRONMENTS).await.unwrap();
+        Self { nats, world: Arc::new(world), limits, rt, bucket }
+    }
+
+    /// Starts one more builder.
+    pub async fn builder(&self) -> Live {
+        let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (maker, limits, settings) =
+            (Pretender(self.world.clone()), self.limits.clone(), self.nats.settings("builder"));
+        let connecting =
+            threads.spawn(async move { Runtime::new("builder", &settings, Default::default()).await.unwrap() });
+        let rt = connecting.await.unwrap();
+        let own = rt.clone();
+        let task = threads.spawn(async move { builder::serve(maker, limits, own).await.unwrap() });
+        until("the builder is ready", LONG, async || rt.health.reason().is_none().then_some(())).await;
+        Live { rt, threads: Some(threads), task }
+    }
+
+    /// Says that a project has been packaged.
+    pub async fn request(&self, service: &str, generation: u64, environment: EnvironmentSpec) {
+        let event = packaged(generation, environment);
+        let service: ServiceName = service.parse().unwrap();
+        let id = format!("test/{service}/{generation}");
+        self.rt.bus.say(&Workspace::default(), &service, &id, &event).await.unwrap();
+    }
+
+    /// What was said of a service so far, in order, as far as it is such an event.
+    pub async fn said<E: Event>(&self, service: &str) -> Vec<E> {
+        let mut history = self.rt.bus.history(&Workspace::default(), 0).await.unwrap();
+        let mut said = Vec::new();
+        loop {
+            let Some(past) = history.next().await else { return said };
+            if past.service.as_str() == service && past.event_type == E::TYPE {
+                said.push(serde_json::from_slice(&past.body).unwrap());
+            }
+            if past.pending == 0 {
+                return said;
+            }
+        }
+    }
+
+    /// Waits until something was said of a service, and returns the first.
+    pub async fn first<E: Event>(&self, service: &str) -> E {
+        until(&format!("{} is said of {service}", E::TYPE), LONG, async || self.said(service).await.into_iter().next())
+            .await
+    }
+
+    pub async fn resolved(&self, service: &str) -> ImageResolved {
+        self.first(service).await
+    }
+
+    pub async fn failed(&self, service: &str) -> DeploymentFailed {
+        self.first(service).await
+    }
+
+    /// What is recorded of an environment.
+    pub async fn record(&self, environment: &EnvironmentSpec) -> Option<EnvironmentRecord> {
+        let hash = builder::identity::hash(environment).unwrap();
+        self.bucket.get(hash.as_str()).await.unwrap().map(|entry| entry.value)
+    }
+
+    /// Waits until so many builds run.
+    pub async fn building(&self, number: usize) {
+        until("a build runs", LONG, async || (self.world.running.load(Ordering::SeqCst) == number).then_some(())).await;
+    }
+
+    pub fn begun(&self) -> usize {
+        self.world.begun.load(Ordering::SeqCst)
+    }
+}
+
+impl Live {
+    /// Ends the builder without a word, as `kill -9` would: nothing is said any more, nothing is given back.
+    pub fn kill(mut self) {
+        self.threads.take().unwrap().shutdown_background();
+    }
+
+    /// Stops the builder as SIGTERM would, and waits until it has ended.
+    pub async fn stop(&mut self) {
+        self.rt.shutdown.cancel();
+        (&mut self.task).await.unwrap();
+        self.rt.tasks.wait().await;
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        if let Some(threads) = self.threads.take() {
+            threads.shutdown_background();
+        }
+    }
+}
+
+pub fn environment(pip: &[&str]) -> EnvironmentSpec {
+    let conda = CondaSpec {
+        file: Some("environment.yml".to_owned()),
+        dependencies: vec!["python=3.11".to_owned()],
+        pip: pip.iter().map(|line| (*line).to_owned()).collect(),
+        ..CondaSpec::default()
+    };
+    EnvironmentSpec { conda, ..EnvironmentSpec::default() }
+}
+
+pub fn packaged(generation: u64, environment: EnvironmentSpec) -> ProjectPackaged {
+    let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+    ProjectPackaged {
+        generation: Generation(generation),
+        archive: Archive { digest, size: 1, files: 1, ignored: 0 },
+        spec: ServiceSpec {
+            entry_script: "score.py".to_owned(),
+            source_directory: None,
+            environment,
+            models: Vec::new(),
+            auth: proto::spec::Auth::default(),
+            scaling: proto::spec::Scaling::default(),
+            resources: proto::spec::Resources::default(),
+            requests: proto::spec::RequestLimits::default(),
+            liveness: proto::spec::Liveness::default(),
+            collect_model_data: false,
+            request_telemetry: false,
+            description: None,
+            tags: Default::default(),
+            properties: Default::default(),
+            extra: proto::Extra::new(),
+        },
+        sealed_keys: None,
+        warnings: vec!["from the packager".to_owned()],
+        took_ms: 1,
+        extra: proto::Extra::new(),
+    }
+}
+
+pub fn failure(blame: Blame) -> Failure {
+    Failure { blame, ..Failure::project(Stage::Building, "there is no package x", "check its spelling") }
+}
+
+/// A folder for a test with uv that goes when the test ends.
+pub fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    (folder, path)
+}
