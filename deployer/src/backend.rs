@@ -37,6 +37,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Ends all replicas (see [`Backend::stop`]), for a deployer that leaves nothing behind.
     fn end(&self, grace: Duration) -> impl Future<Output = ()> + Send;
+
+    /// Lets go of all replicas, which run on: the next deployer finds them with [`Backend::list`].
+    fn leave(&self);
 }
 
 /// What a backend needs to start a replica.
@@ -71,6 +74,8 @@ pub struct Observed {
     pub address: Option<String>,
     /// How long the parts of its start took, as far as they are over.
     pub start: StartParts,
+    /// Why limits that were asked for do not hold in this place, in words.
+    pub unlimited: Option<String>,
 }
 
 /// How a replica is.
@@ -83,7 +88,7 @@ pub enum Status {
     /// It has answered a probe.
     Ready,
     /// It has ended by itself, or could not be started. What it leaves behind is taken away by [`Backend::stop`].
-    Exited(Exit),
+    Exited(Box<Exit>),
     /// Nothing is left of it.
     Gone,
 }

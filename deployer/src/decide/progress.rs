@@ -26,7 +26,10 @@ impl Service {
                 let from = lines.len().saturating_sub(proto::failure::MAX_DETAILS);
                 ("a replica ended before it was ready".to_owned(), lines[from..].to_vec())
             }
-            _ => (describe(ready, wanted, newest.start), Vec::new()),
+            _ => {
+                let unlimited = newest.unlimited.as_ref().map(|why| format!(" · {why}")).unwrap_or_default();
+                (describe(ready, wanted, newest.start) + &unlimited, Vec::new())
+            }
         };
         if self.told.as_ref() == Some(&message) {
             return;

@@ -16,6 +16,7 @@ pub(super) struct Replica {
     pub(super) ready_since: Option<Instant>,
     pub(super) address: Option<String>,
     pub(super) start: StartParts,
+    pub(super) unlimited: Option<String>,
     /// Whether it is no longer wanted.
     pub(super) leaving: bool,
     /// Whether its end has been ordered; there is no way back.
@@ -54,6 +55,7 @@ impl Replica {
             ready_since: None,
             address: None,
             start: StartParts::default(),
+            unlimited: None,
             leaving: false,
             stopping: false,
             draining: None,
@@ -82,6 +84,7 @@ impl Replica {
     /// Takes what was observed. A replica that has ended stays so: news that was on its way does not bring it back.
     pub(super) fn observe(&mut self, now: Instant, observed: &Observed) {
         self.start = observed.start;
+        self.unlimited.clone_from(&observed.unlimited);
         if observed.address.is_some() {
             self.address.clone_from(&observed.address);
         }
@@ -92,7 +95,7 @@ impl Replica {
             (Status::Ready, _) => Phase::Ready,
             (Status::Starting(_), Phase::Starting(since)) => Phase::Starting(*since),
             (Status::Starting(age), _) => Phase::Starting(now.checked_sub(*age).unwrap_or(now)),
-            (Status::Exited(exit), _) => Phase::Exited(Box::new(exit.clone())),
+            (Status::Exited(exit), _) => Phase::Exited(exit.clone()),
             (Status::Preparing | Status::Gone, _) => Phase::Preparing,
         };
         if self.is_ready() {

@@ -402,8 +402,8 @@ impl World {
         let was = replica.status.clone();
         replica.status = match (&was, script.as_str()) {
             (Status::Preparing, _) => Status::Starting(Duration::ZERO),
-            (_, "raises.py") => Status::Exited(raised()),
-            (_, "crashes.py") => Status::Exited(Exit { how: Ended::Code(1), ..Exit::default() }),
+            (_, "raises.py") => Status::Exited(Box::new(raised())),
+            (_, "crashes.py") => Status::Exited(Box::new(Exit { how: Ended::Code(1), ..Exit::default() })),
             (_, "hangs.py") => was.clone(),
             _ => Status::Ready,
         };
@@ -425,7 +425,7 @@ impl World {
         }
         self.crashed = true;
         let id = ready[pick % ready.len()].clone();
-        self.replicas.get_mut(&id).unwrap().status = Status::Exited(Exit { how: Ended::Signal(9), ..Exit::default() });
+        self.replicas.get_mut(&id).unwrap().status = Status::Exited(Box::new(Exit { how: Ended::Signal(9), ..Exit::default() }));
         for router in &mut self.routers {
             router.in_flight.remove(&id);
         }
@@ -579,6 +579,7 @@ fn describe(replica: &SimReplica) -> Observed {
         status: replica.status.clone(),
         address: (replica.status == Status::Ready).then(|| format!("unix:/run/{}", order.replica)),
         start: StartParts::default(),
+        unlimited: None,
     }
 }
 

@@ -1,6 +1,6 @@
 """Serves one replica: the application of azureml-inference-server-http behind a unix socket.
 
-Run by kaai's deployer with the interpreter of the service's own environment; needs Python 3.8 or newer.
+Run by kaai's deployer with the interpreter of the service's own environment, Python 3.6 or newer.
 The order comes as one line of JSON on standard input, so that nothing of it shows among the process's arguments:
 `socket`, `status` and `heartbeat` (paths), `workers`, `timeout` (seconds without a sign of life).
 Standard input that ends without a line means that whoever started this process is gone: so are we.
@@ -29,7 +29,7 @@ class Status:
         self.file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def say(self, event, **facts):
-        line = json.dumps({"event": event, "at": time.monotonic(), "pid": os.getpid(), **facts})
+        line = json.dumps(dict(facts, event=event, at=time.monotonic(), pid=os.getpid()))
         os.write(self.file, line.encode() + b"\n")
 
 
@@ -66,18 +66,53 @@ def listen(listener, status):
     status.say("serving")
 
 
-def load(status):
+def load(order, status):
     """Imports the server, which imports the script and calls its `init()`; tells how each of these went."""
+    ignore_foreign_settings(os.path.dirname(order["status"]))
     try:
         from azureml_inference_server_http import __version__
-        from azureml_inference_server_http.server.user_script import UserScript, UserScriptError
+        from azureml_inference_server_http.server import user_script
     except BaseException as error:
         status.say("failed", phase="server", **describe(error))
         traceback.print_exc()
         sys.exit(FAILED)
     if os.environ.get("SERVER_VERSION_LOG_RESPONSE_ENABLED", "true").lower() == "true":
         os.environ["HTTP_X_MS_SERVER_VERSION"] = "azmlinfsrv/" + __version__
+    watch_script(user_script.UserScript, user_script.UserScriptError, status)
+    try:
+        from azureml_inference_server_http.server.entry import app
+    except SystemExit:
+        raise
+    except BaseException as error:
+        status.say("failed", phase="server", **describe(error))
+        traceback.print_exc()
+        sys.exit(FAILED)
+    status.say("loaded")
+    return app
 
+
+def ignore_foreign_settings(folder):
+    """The server takes any `config.json` beside the script for settings of its own, and fails if that is no JSON object."""
+    if "AZUREML_CONFIG_FILE" in os.environ:
+        return
+    script = os.path.dirname(os.path.abspath(os.environ.get("AZUREML_ENTRY_SCRIPT", "")))
+    for path in (os.path.join(os.getcwd(), "config.json"), os.path.join(script, "config.json")):
+        try:
+            with open(path) as file:
+                usable = isinstance(json.load(file), dict)
+        except OSError:
+            continue
+        except ValueError:
+            usable = False
+        if not usable:
+            empty = os.path.join(folder, "config.json")
+            with open(empty, "w") as file:
+                file.write("{}")
+            os.environ["AZUREML_CONFIG_FILE"] = empty
+            return
+
+
+def watch_script(UserScript, UserScriptError, status):
     load_script, invoke_init = UserScript.load_script, UserScript.invoke_init
 
     def watched(phase, step):
@@ -93,16 +128,6 @@ def load(status):
 
     UserScript.load_script = watched("import", load_script)
     UserScript.invoke_init = watched("init", invoke_init)
-    try:
-        from azureml_inference_server_http.server.entry import app
-    except SystemExit:
-        raise
-    except BaseException as error:
-        status.say("failed", phase="server", **describe(error))
-        traceback.print_exc()
-        sys.exit(FAILED)
-    status.say("loaded")
-    return app
 
 
 def describe(error):
@@ -151,7 +176,7 @@ def serve(order, status, listener, lone, when_loaded):
             self.cfg.set("post_worker_init", lambda worker: when_loaded())
 
         def load(self):
-            return preloaded or load(status)
+            return preloaded or load(order, status)
 
     class Worker(SyncWorker):
         def notify(self):
@@ -184,7 +209,7 @@ class Workers:
     def run(self):
         global preloaded
         if os.environ.get("WORKER_PRELOAD", "").lower() == "true":
-            preloaded = load(self.status)
+            preloaded = load(self.order, self.status)
         loaded, tell_loaded = os.pipe()
         go, tell_go = os.pipe()
         for number in range(self.order["workers"]):
@@ -223,8 +248,7 @@ class Workers:
                 continue
             self.pids.discard(pid)
             if not self.stopping:
-                code = os.waitstatus_to_exitcode(status) if hasattr(os, "waitstatus_to_exitcode") else status >> 8
-                code = 128 - code if code < 0 else code or 1
+                code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status) or 1
                 self.status.say("ending", code=code)
                 os.unlink(self.order["socket"])
                 self.stop()

@@ -1,0 +1,118 @@
+//! What a replica needs before its process is started: its environment, its files, its launcher.
+
+use std::path::{Component, Path, PathBuf};
+
+use proto::{
+    builder::Image,
+    deployer::Release,
+    failure::{Failure, Stage},
+};
+
+use super::{
+    Place,
+    archives::disk,
+    kept::Folder,
+    variables::{self, entry_script, model_path},
+};
+
+/// The program that serves a script, run by the interpreter of the script's own environment.
+const LAUNCHER: &str = include_str!("launch.py");
+
+/// Fetches and unpacks all that a release needs into a replica's folder.
+///
+/// # Errors
+///
+/// Fails in words for the user.
+pub(super) async fn prepare(place: &Place, folder: &Folder, release: &Release) -> Result<(), Failure> {
+    let spec = &release.spec;
+    let python = python(&release.image);
+    if !python.exists() {
+        let cause = format!("the environment is gone: there is no {}", python.display());
+        return Err(Failure::platform(Stage::Starting, cause, "deploy again, which builds it anew"));
+    }
+    check_paths(release)?;
+    let app_root = folder.app_root();
+    std::fs::write(folder.launcher(), LAUNCHER).map_err(|error| disk(&folder.launcher(), &error))?;
+    let project = match &spec.source_directory {
+        Some(name) => app_root.join(name),
+        None => app_root.clone(),
+    };
+    place.archives.unpack(&release.archive, &project, "the project").await?;
+    for model in &spec.models {
+        let what = format!("the model {}:{}", model.name, model.version);
+        place.archives.unpack(&model.digest, &app_root.join(model_path(model)), &what).await?;
+    }
+    if !app_root.join(entry_script(spec)).is_file() {
+        let script = &spec.entry_script;
+        return Err(Failure::project(
+            Stage::Starting,
+            format!("the project has no {script}"),
+            format!("put {script} there, or name another entryScript in inferenceconfig.json"),
+        ));
+    }
+    Ok(())
+}
+
+/// The interpreter of a virtual environment.
+pub(super) fn python(image: &Image) -> PathBuf {
+    let Image::VirtualEnvironment { path, .. } = image;
+    Path::new(path).join("bin/python")
+}
+
+/// Refuses names by which a release would reach beyond its folder.
+fn check_paths(release: &Release) -> Result<(), Failure> {
+    let inside = |path: &str| {
+        let mut parts = Path::new(path).components();
+        !path.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))
+    };
+    let spec = &release.spec;
+    let folder_is_name = spec.source_directory.as_deref().is_none_or(|name| {
+        inside(name) && Path::new(name).components().count() == 1 && name != variables::MODELS
+    });
+    if folder_is_name && inside(&spec.entry_script) {
+        return Ok(());
+    }
+    Err(Failure::project(
+        Stage::Starting,
+        "the entry script or the source directory is no path within the project",
+        "name them relative to the project's folder, without `..`",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::{
+        id::{Digest, EnvironmentHash, Generation},
+        spec::ServiceSpec,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_path_that_leaves_the_project_is_refused() {
+        let release = |folder: Option<&str>, script: &str| Release {
+            generation: Generation(1),
+            archive: Digest::from_sha256([0; 32]),
+            environment: EnvironmentHash::from_sha256([0; 32]),
+            image: Image::VirtualEnvironment { path: "/e".into(), python: "3.11.7".into() },
+            spec: ServiceSpec {
+                source_directory: folder.map(str::to_owned),
+                ..serde_json::from_value(serde_json::json!({ "entryScript": script })).unwrap()
+            },
+        };
+        for (folder, script) in [(None, "score.py"), (Some("churn"), "src/score.py")] {
+            assert!(check_paths(&release(folder, script)).is_ok(), "{folder:?} {script}");
+        }
+        for (folder, script) in [
+            (None, "../score.py"),
+            (None, "/etc/score.py"),
+            (None, ""),
+            (Some(".."), "score.py"),
+            (Some("a/b"), "score.py"),
+            (Some(""), "score.py"),
+            (Some("azureml-models"), "score.py"),
+        ] {
+            assert!(check_paths(&release(folder, script)).is_err(), "{folder:?} {script}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What a replica's launcher has said so far, read from its status file.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use crate::backend::{Phase, Report};
+
+/// The launcher's words up to now. Times are those of the monotonic clock, in seconds.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Said {
+    /// When the first worker began to import the script.
+    pub(super) import: Option<f64>,
+    /// When requests were listened for: every worker has finished `init()`.
+    pub(super) serving: Option<f64>,
+    /// What kept the script from being served.
+    pub(super) failed: Option<Report>,
+    /// Whether a worker has ended and the others are on their way.
+    pub(super) ending: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum Event {
+    Started {},
+    Import { at: f64 },
+    Init {},
+    Loaded {},
+    Serving { at: f64 },
+    Failed(Report),
+    Ending {},
+}
+
+/// Reads the file from where it was left off.
+pub(super) struct StatusFile {
+    path: PathBuf,
+    read: usize,
+    pub(super) said: Said,
+}
+
+impl StatusFile {
+    pub(super) fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), read: 0, said: Said::default() }
+    }
+
+    /// Takes in what is new. The file has a few lines in all.
+    pub(super) fn refresh(&mut self) {
+        let Ok(content) = fs::read(&self.path) else { return };
+        let new = content.get(self.read..).unwrap_or_default();
+        // A line without its end is still being written.
+        let Some(end) = new.iter().rposition(|byte| *byte == b'\n') else { return };
+        for line in new[..end].split(|byte| *byte == b'\n') {
+            match serde_json::from_slice(line) {
+                Ok(event) => self.said.take(event),
+                Err(error) => tracing::debug!(%error, path = %self.path.display(), "passed over a line"),
+            }
+        }
+        self.read += end + 1;
+    }
+}
+
+impl Said {
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Import { at } => {
+                self.import.get_or_insert(at);
+            }
+            Event::Serving { at } => self.serving = Some(at),
+            Event::Failed(report) => {
+                // The first of several workers to fail has the cause; a server that cannot be imported explains all the rest.
+                let better = self.failed.as_ref().is_none_or(|known| known.phase != Phase::Server && report.phase == Phase::Server);
+                if better {
+                    self.failed = Some(report);
+                }
+            }
+            Event::Ending {} => self.ending = true,
+            Event::Started {} | Event::Init {} | Event::Loaded {} => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn lines_are_taken_as_they_become_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("status");
+        let mut status = StatusFile::new(&path);
+        status.refresh();
+        assert_eq!(status.said, Said::default());
+        let mut file = fs::File::create(&path).unwrap();
+        file.write_all(b"{\"event\":\"started\",\"at\":1,\"pid\":7}\n{\"event\":\"import\",\"at\":1.5}\n{\"event\":\"serv").unwrap();
+        status.refresh();
+        assert_eq!((status.said.import, status.said.serving), (Some(1.5), None));
+        file.write_all(b"ing\",\"at\":2.25}\nnonsense\n{\"event\":\"news\"}\n{\"event\":\"ending\",\"code\":7}\n").unwrap();
+        status.refresh();
+        assert_eq!((status.said.serving, status.said.ending), (Some(2.25), true));
+    }
+
+    #[test]
+    fn the_first_cause_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("status");
+        let line = |message: &str| {
+            format!(r#"{{"event":"failed","at":1,"phase":"init","kind":"E","message":"{message}","module":null,"file":null,"line":null,"traceback":[]}}"#)
+        };
+        fs::write(&path, format!("{}\n{}\n", line("first"), line("second"))).unwrap();
+        let mut status = StatusFile::new(&path);
+        status.refresh();
+        assert_eq!(status.said.failed.unwrap().message, "first");
+    }
+}
