@@ -37,8 +37,9 @@ bench-redeploy: tools build ## a changed source line until it answers, beside th
 bench-packager: tools build ## packaging, beside zip, git archive and shutil
 	@python3 benches/packager.py
 
-schema: ## write the generated documents of the contract
+schema: ## write the generated documents: the contract, and the users of the bus
 	cargo run --quiet --package proto --example write-schema
+	cargo run --quiet --package cli --example write-users
 
 docs: ## write the documentation of the crates
 	cargo doc --workspace --no-deps

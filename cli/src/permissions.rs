@@ -1,7 +1,5 @@
 //! Who may do what on the bus: least privilege, as the table of components in the README says it.
 
-use std::fmt::Write;
-
 /// The users of the bus.
 pub const USERS: [&str; 6] = ["packager", "builder", "deployer", "router", "scaler", "cli"];
 
@@ -70,20 +68,39 @@ fn rights(user: &str) -> Rights {
     }
 }
 
-/// The entry of a user in the configuration of nats-server.
+/// The entry of a user in the configuration of nats-server; `password` is as the configuration spells it, quoted or a variable.
 pub fn entry(user: &str, password: &str) -> String {
     let (publish, subscribe) = subjects(user);
     let list =
         |subjects: &[String]| subjects.iter().map(|subject| format!("\"{subject}\"")).collect::<Vec<_>>().join(", ");
-    let mut text = String::new();
-    // Writing to a string cannot fail.
-    let _ = writeln!(
-        text,
-        "    {{ user: {user}, password: \"{password}\", permissions: {{ publish: [{}], subscribe: [{}], allow_responses: true }} }}",
+    format!(
+        "    {{ user: {user}, password: {password}, permissions: {{ publish: {{ allow: [{}], deny: [{}] }}, subscribe: [{}], allow_responses: true }} }}\n",
         list(&publish),
+        list(&denied(user)),
         list(&subscribe)
-    );
-    text
+    )
+}
+
+/// All of `deploy/nats/users.conf`, for components that run as processes of their own.
+pub fn users_file() -> String {
+    let entries: String = USERS.iter().map(|user| entry(user, &format!("${}_PASSWORD", user.to_uppercase()))).collect();
+    format!(
+        "# Who may do what on the bus: the same as `kaai up` gives its components (cli/src/permissions.rs; `make schema` writes this).\n\
+         # The passwords come from passwords.conf.\ninclude \"passwords.conf\"\nusers: [\n{entries}]\n"
+    )
+}
+
+/// What a user may not publish to though a wider subject allows it: a reader of the stream makes consumers of its own,
+/// and must not change those that hand out the components' work.
+pub fn denied(user: &str) -> Vec<String> {
+    let workers = USERS.iter().filter(|other| **other != user && rights(other).works);
+    workers
+        .flat_map(|other| {
+            let changing =
+                ["CREATE", "DELETE", "INFO"].map(|verb| format!("$JS.API.CONSUMER.{verb}.KAAI_EVENTS.{other}"));
+            changing.into_iter().chain([format!("$JS.API.CONSUMER.CREATE.KAAI_EVENTS.{other}.>")])
+        })
+        .collect()
 }
 
 /// What a user may publish to and subscribe to.
@@ -134,11 +151,9 @@ fn reading(stream: &str) -> Vec<String> {
         format!("$JS.API.DIRECT.GET.{stream}"),
         format!("$JS.API.DIRECT.GET.{stream}.>"),
         format!("$JS.FC.{stream}.>"),
-        format!("$JS.ACK.{stream}.>"),
     ];
     for verb in ["CREATE", "DELETE", "INFO"] {
         subjects.push(format!("$JS.API.CONSUMER.{verb}.{stream}"));
-        // A durable consumer of KAAI_EVENTS is a component's: a reader may make only consumers of its own, which have no fixed name.
         subjects.push(format!("$JS.API.CONSUMER.{verb}.{stream}.>"));
     }
     subjects

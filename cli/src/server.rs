@@ -217,7 +217,7 @@ fn configuration(home: &Home, address: SocketAddr, logins: &Logins) -> String {
         store.display().to_string(),
     );
     for (user, password) in &logins.0 {
-        text += &permissions::entry(user, password);
+        text += &permissions::entry(user, &format!("{password:?}"));
     }
     text + "  ]\n}\n"
 }

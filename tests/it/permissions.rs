@@ -123,3 +123,19 @@ fn files_with_passwords_and_keys_are_their_owners_alone() {
     }
     assert_eq!(std::fs::metadata(home).unwrap().permissions().mode() & 0o077, 0);
 }
+
+#[test]
+fn the_file_for_operators_gives_the_same_permissions() {
+    let there = std::fs::read_to_string(tests::root().join("deploy/nats/users.conf")).unwrap();
+    assert!(there == cli::permissions::users_file(), "deploy/nats/users.conf is out of date: run `make schema`");
+}
+
+#[tokio::test]
+async fn a_person_cannot_change_the_consumers_that_hand_out_work() {
+    let subjects =
+        ["packager", "builder", "deployer"].map(|component| format!("$JS.API.CONSUMER.DELETE.KAAI_EVENTS.{component}"));
+    let refused = refusals(shared(), "cli", &subjects).await;
+    for subject in &subjects {
+        assert!(refused.iter().any(|error| error.contains(&subject.to_lowercase())), "{subject}: {refused:#?}");
+    }
+}

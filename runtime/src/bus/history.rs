@@ -218,13 +218,13 @@ fn read(message: &async_nats::jetstream::Message) -> Option<Past> {
     let (_, event_type, service) = subject::parse(&message.subject)?;
     let header =
         |name: &str| message.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str());
-    let published = info.published.to_string();
+    let published = jiff::Timestamp::from_nanosecond(info.published.unix_timestamp_nanos()).unwrap_or_default();
     Some(Past {
         service,
         envelope: Envelope::from_headers(header, event_type, subject::EVENTS, info.stream_sequence),
         event_type: event_type.to_owned(),
         sequence: info.stream_sequence,
-        time: published,
+        time: format!("{published:.3}"),
         body: message.payload.clone(),
         pending: info.pending,
     })
