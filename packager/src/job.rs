@@ -128,7 +128,8 @@ impl Job<'_> {
 
     async fn read(&self, checkout: &Checkout, limits: Limits) -> Result<Project, Error> {
         let (folder, options, service) = (checkout.folder.clone(), self.request.options.clone(), self.service.clone());
-        Ok(blocking(move || project::read_within(&folder, &options, &service, limits)).await??)
+        let links = if checkout.own { Links::Anywhere } else { Links::Inside };
+        Ok(blocking(move || project::read_within(&folder, &options, &service, limits, links)).await??)
     }
 
     async fn reference(&self, parts: &Parts, name: &ModelName, version: u32) -> Result<ModelRef, Error> {

@@ -8,9 +8,10 @@ mod deployment;
 mod document;
 mod inference;
 pub mod models;
+mod place;
 mod script;
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path};
 
 use proto::{
     failure::{Failure, Stage},
@@ -21,13 +22,17 @@ use proto::{
 };
 
 use self::{
-    conda::Conda,
+    conda::{Conda, names_python},
     deployment::Deployment,
     document::Document,
-    inference::{Inference, missing_script},
+    inference::{Inference, missing_script, source_directory},
     models::{Models, NamedModel},
+    place::Place,
 };
 use crate::walk::{self, Limits, Links, Walk};
+
+/// The longest specification, as JSON: events carry it, and the bus takes messages of 1 MiB.
+const MAX_SPEC_BYTES: usize = 512 * 1024;
 
 /// Names that a configuration may have when none is given, in the order in which they are looked for.
 const INFERENCE: [&str; 3] = ["inferenceconfig.json", "inferenceconfig.yml", "inferenceconfig.yaml"];
@@ -60,16 +65,17 @@ pub struct Project {
     pub warnings: Vec<String>,
 }
 
-/// Reads the project in `folder`, with what `options` say in place of its files.
+/// Reads the project in `folder`, a user's own, with what `options` say in place of its files.
 ///
 /// # Errors
 ///
 /// Fails at the stage *reading* with what is wrong, where, and what to do; all violations of one file are told together.
 pub fn read(folder: &Path, options: &ProjectOptions, service: &ServiceName) -> Result<Project, Failure> {
-    read_within(folder, options, service, Limits::PROJECT)
+    read_within(folder, options, service, Limits::PROJECT, Links::Anywhere)
 }
 
-/// As [`read`], with other limits of what a project may hold.
+/// As [`read`], with other limits of what a project may hold; with [`Links::Inside`] nothing outside the folder is read,
+/// whatever the project's own files and links say.
 ///
 /// # Errors
 ///
@@ -79,49 +85,18 @@ pub fn read_within(
     options: &ProjectOptions,
     service: &ServiceName,
     limits: Limits,
+    links: Links,
 ) -> Result<Project, Failure> {
-    let mut warnings = Vec::new();
-    let (file, mut inference) = inference(folder, options)?;
-    warnings.append(&mut inference.warnings);
-    let deployment = deployment(folder, options)?;
-    warnings.extend(deployment.warnings);
-
-    let base = source(folder, inference.source_directory.as_deref(), file)?;
-    let script = match (&options.entry_script, &inference.entry_script) {
-        (Some(script), _) | (None, Some(script)) => clean(script),
-        (None, None) => return Err(missing_script(file)),
-    };
-    script::check(&base.join(&script), &script)?;
-    if let Some(conda) = options.conda_file.as_ref().or(inference.conda_file.as_ref()) {
-        // A path that was typed is relative to where the project is; one in a file, to the source directory.
-        let root = if options.conda_file.is_some() { folder } else { &base };
-        inference.conda(Conda::read_file(&root.join(conda), conda)?);
-    }
-    let found = match (options.models.is_empty(), options.no_models) {
-        (false, _) => Models::said(&options.models, folder)?,
-        (true, true) => Models::default(),
-        (true, false) => Models::found(folder, service)?,
-    };
-    let count = found.named.len() + found.registered.len();
-    if count > MAX_MODELS {
-        let cause = format!("{count} models are more than the {MAX_MODELS} that a deployment may have");
-        return Err(Failure::project(Stage::Reading, cause, "put several files into one model"));
-    }
-    let (files, entry_script, source_directory) = match inference.source_directory {
-        Some(_) => (Walk::project(&base, limits).map_err(walked)?, script, Some(directory_name(&base)?)),
-        None => {
-            let files = Walk::entry(&base.join(&script), Links::Anywhere).map_err(walked)?;
-            (files, file_name(&script), None)
-        }
-    };
-    if !files.contains(&entry_script) {
-        let cause = format!("the entry script {entry_script} is left out by the ignore rules");
-        return Err(Failure::project(Stage::Reading, cause, "take it out of .amlignore or .gitignore"));
-    }
-    warnings.extend(files.warnings.iter().cloned());
+    let place = Place::new(folder, links)?;
+    let (file, inference) = inference(&place, options)?;
+    let deployment = deployment(&place, options)?;
+    let models = models(&place, options, service)?;
+    let mut warnings = [inference.warnings.clone(), deployment.warnings].concat();
+    let sent = sent(&place, options, &inference, file, limits)?;
+    warnings.extend(warn(&sent.files, &inference.environment));
     let spec = ServiceSpec {
-        entry_script,
-        source_directory,
+        entry_script: sent.entry_script,
+        source_directory: sent.source_directory,
         environment: inference.environment,
         models: Vec::new(),
         auth: deployment.auth,
@@ -136,7 +111,89 @@ pub fn read_within(
         properties: Default::default(),
         extra: Default::default(),
     };
-    Ok(Project { spec, files, models: found.named, registered: found.registered, keys: deployment.keys, warnings })
+    check_size(&spec)?;
+    let (named, registered) = (models.named, models.registered);
+    Ok(Project { spec, files: sent.files, models: named, registered, keys: deployment.keys, warnings })
+}
+
+/// What of a project is sent, and where its script lies in it.
+struct Sent {
+    files: Walk,
+    entry_script: String,
+    source_directory: Option<String>,
+}
+
+/// With a source directory all of it, else the entry script alone: v1's rule.
+fn sent(
+    place: &Place,
+    options: &ProjectOptions,
+    inference: &Inference,
+    file: &str,
+    limits: Limits,
+) -> Result<Sent, Failure> {
+    let base = source_directory(place, inference.source_directory.as_deref(), file)?;
+    let script = match (&options.entry_script, &inference.entry_script) {
+        (Some(script), _) | (None, Some(script)) => clean(script),
+        (None, None) => return Err(missing_script(file)),
+    };
+    script::check_name(&script)?;
+    script::check_content(&place.bytes(&base, &script, "the entry script")?, &script)?;
+    if inference.source_directory.is_none() {
+        let files = Walk::entry(&base.join(&script), place.links()).map_err(walked)?;
+        return Ok(Sent { files, entry_script: file_name(&script), source_directory: None });
+    }
+    let files = Walk::project(&base, limits).map_err(walked)?;
+    if !files.contains(&script) {
+        let outside = Path::new(&script).components().any(|part| !matches!(part, Component::Normal(_)));
+        let (what, remedy) = match outside {
+            true => ("lies outside the sourceDirectory", "name it relative to that folder, and keep it there"),
+            false => ("is left out by the ignore rules", "take it out of .amlignore or .gitignore"),
+        };
+        return Err(Failure::project(Stage::Reading, format!("the entry script {script} {what}"), remedy));
+    }
+    Ok(Sent { files, entry_script: script, source_directory: Some(directory_name(&base)?) })
+}
+
+/// What the user should know of the files and the environment.
+fn warn(files: &Walk, environment: &proto::spec::EnvironmentSpec) -> Vec<String> {
+    let mut warnings: Vec<String> = files.warnings.iter().take(walk::MAX_NAMED).cloned().collect();
+    if let (Some(name), 1..) = (files.ignore_file, files.ignored) {
+        warnings.push(format!(
+            "{} left out by {name}; v1 applied ignore files to training runs only, not to deployments",
+            if files.ignored == 1 {
+                "1 file or folder was".to_owned()
+            } else {
+                format!("{} files or folders were", files.ignored)
+            }
+        ));
+    }
+    if let Some(file) = environment.conda.file.as_ref().filter(|_| !names_python(&environment.conda)) {
+        warnings.push(format!("{file} asks for no version of Python; 3.10 is taken, as in v1"));
+    }
+    warnings
+}
+
+fn check_size(spec: &ServiceSpec) -> Result<(), Failure> {
+    let length = serde_json::to_vec(spec).map_or(0, |json| json.len());
+    if length <= MAX_SPEC_BYTES {
+        return Ok(());
+    }
+    let cause = format!("the specification has {length} bytes, more than the {MAX_SPEC_BYTES} that an event carries");
+    Err(Failure::project(Stage::Reading, cause, "shorten the docker steps, the package list or the variables"))
+}
+
+fn models(place: &Place, options: &ProjectOptions, service: &ServiceName) -> Result<Models, Failure> {
+    let models = match (options.models.is_empty(), options.no_models) {
+        (false, _) => Models::said(&options.models, place)?,
+        (true, true) => Models::default(),
+        (true, false) => Models::found(place, service)?,
+    };
+    let count = models.named.len() + models.registered.len();
+    if count <= MAX_MODELS {
+        return Ok(models);
+    }
+    let cause = format!("{count} models are more than the {MAX_MODELS} that a deployment may have");
+    Err(Failure::project(Stage::Reading, cause, "put several files into one model"))
 }
 
 /// The service's name when none is given: that of the folder, made valid.
@@ -158,49 +215,50 @@ pub fn default_name(folder: &Path) -> Result<ServiceName, Failure> {
 }
 
 /// The inference configuration, else what is found by convention. The name is that of the file that was read, for messages.
-fn inference<'a>(folder: &Path, options: &'a ProjectOptions) -> Result<(&'a str, Inference), Failure> {
+fn inference<'a>(place: &Place, options: &'a ProjectOptions) -> Result<(&'a str, Inference), Failure> {
+    let folder = place.folder();
     let file = options.inference_config.as_deref().or_else(|| first(folder, &INFERENCE));
-    if let Some(file) = file {
-        let inference = Inference::read(&Document::read(&folder.join(file), file)?, folder)?;
-        return Ok((file, inference));
+    let mut inference = match file {
+        Some(file) => Inference::read(&Document::read(place, folder, file)?, place)?,
+        None => by_convention(folder, options)?,
+    };
+    let file = file.unwrap_or("the project");
+    if let Some(conda) = &options.conda_file {
+        // A path that was typed is relative to where the project is; one in a file, to the source directory.
+        inference.conda(Conda::read_file(place, folder, conda)?);
+    } else if let Some(conda) = inference.conda_file.take() {
+        let base = source_directory(place, inference.source_directory.as_deref(), file)?;
+        inference.conda(Conda::read_file(place, &base, &conda)?);
     }
-    let script = options.entry_script.is_none() && !folder.join("score.py").is_file();
-    if script {
+    Ok((file, inference))
+}
+
+fn by_convention(folder: &Path, options: &ProjectOptions) -> Result<Inference, Failure> {
+    if options.entry_script.is_none() && !folder.join("score.py").is_file() {
         let cause = "there is neither inferenceconfig.json nor score.py";
         return Err(Failure::project(Stage::Reading, cause, "add one of them, or name the script with --entry-script"));
     }
-    let mut inference = Inference {
+    let conda_file = first(folder, &CONDA).map(str::to_owned);
+    let nothing = conda_file.is_none() && options.conda_file.is_none();
+    let warning = "there is no environment.yml: the environment has nothing but the scoring server";
+    Ok(Inference {
         entry_script: Some("score.py".to_owned()),
         source_directory: Some(".".to_owned()),
-        conda_file: first(folder, &CONDA).map(str::to_owned),
+        conda_file,
+        warnings: if nothing { vec![warning.to_owned()] } else { Vec::new() },
         ..Inference::default()
-    };
-    if inference.conda_file.is_none() && options.conda_file.is_none() {
-        inference
-            .warnings
-            .push("there is no environment.yml: the environment has nothing but the scoring server".to_owned());
-    }
-    Ok(("the project", inference))
+    })
 }
 
-fn deployment(folder: &Path, options: &ProjectOptions) -> Result<Deployment, Failure> {
-    match options.deployment_config.as_deref().or_else(|| first(folder, &DEPLOYMENT)) {
-        Some(file) => Deployment::read(&Document::read(&folder.join(file), file)?),
+fn deployment(place: &Place, options: &ProjectOptions) -> Result<Deployment, Failure> {
+    match options.deployment_config.as_deref().or_else(|| first(place.folder(), &DEPLOYMENT)) {
+        Some(file) => Deployment::read(&Document::read(place, place.folder(), file)?),
         None => Ok(Deployment::default()),
     }
 }
 
 fn first(folder: &Path, names: &[&'static str]) -> Option<&'static str> {
     names.iter().copied().find(|name| folder.join(name).is_file())
-}
-
-/// The folder that paths in the inference configuration are relative to.
-fn source(folder: &Path, directory: Option<&str>, file: &str) -> Result<PathBuf, Failure> {
-    let path = folder.join(directory.unwrap_or("."));
-    std::fs::canonicalize(&path).ok().filter(|path| path.is_dir()).ok_or_else(|| {
-        let cause = format!("the sourceDirectory {} of {file} is no folder", path.display());
-        Failure::project(Stage::Reading, cause, "name a folder relative to the project's")
-    })
 }
 
 fn directory_name(folder: &Path) -> Result<String, Failure> {
@@ -225,7 +283,7 @@ fn file_name(path: &str) -> String {
 fn walked(error: walk::Error) -> Failure {
     let remedy = match &error {
         walk::Error::TooBig { .. } | walk::Error::TooMany { .. } => {
-            "leave files out with .amlignore, register large ones as models, or have --max-project-size of the packager raised"
+            "leave files out with .amlignore, register large ones as models, or raise --max-project-size"
         }
         walk::Error::Unreadable(_) => "see that you may read them, or leave them out with .amlignore",
         walk::Error::NotUtf8(_) => "rename it, or leave its folder out with .amlignore",

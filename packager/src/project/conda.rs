@@ -8,7 +8,10 @@ use proto::{
 };
 use serde_json::{Map, Value};
 
-use super::document::{Document, Findings, kind, read_text};
+use super::{
+    document::{Document, Findings, kind},
+    place::Place,
+};
 
 /// A conda definition and the environment variables that it sets.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -18,14 +21,14 @@ pub(crate) struct Conda {
 }
 
 impl Conda {
-    /// Reads a conda file, or a `requirements.txt` in its place.
-    pub(crate) fn read_file(path: &Path, file: &str) -> Result<Self, Failure> {
+    /// Reads a conda file whose path is relative to `base`, or a `requirements.txt` in its place.
+    pub(crate) fn read_file(place: &Place, base: &Path, file: &str) -> Result<Self, Failure> {
         if file.ends_with(".txt") {
-            let pip = requirements(&read_text(path, file)?);
+            let pip = requirements(&place.text(base, file, "the file")?);
             let spec = CondaSpec { file: Some(file.to_owned()), pip, ..CondaSpec::default() };
             return Ok(Self { spec, variables: BTreeMap::new() });
         }
-        let document = Document::read(path, file)?;
+        let document = Document::read(place, base, file)?;
         Self::read(&document.root, file)
     }
 
@@ -48,6 +51,15 @@ impl Conda {
         found.check(file)?;
         Ok(conda)
     }
+}
+
+/// Whether a definition says which Python it wants. v1's SDK put in 3.10.18 where it did not, and the builder takes 3.10.
+pub(crate) fn names_python(spec: &CondaSpec) -> bool {
+    let is_version = |rest: &str| rest.trim_start().starts_with(|c: char| "=<>!~".contains(c) || c.is_ascii_digit());
+    spec.dependencies.iter().any(|line| {
+        let name = line.rsplit("::").next().unwrap_or(line).trim_start();
+        name.strip_prefix("python").is_some_and(is_version)
+    })
 }
 
 fn dependencies(value: &Value, spec: &mut CondaSpec, found: &mut Findings) {
@@ -160,6 +172,18 @@ mod tests {
         assert_eq!(conda.spec.dependencies, ["python=3.11", "pip"]);
         assert_eq!(conda.spec.pip, ["numpy", "scikit-learn==1.9.1"]);
         assert_eq!(conda.variables["A"], "1");
+    }
+
+    #[test]
+    fn a_python_is_named_only_with_a_version() {
+        let named =
+            |line: &str| names_python(&CondaSpec { dependencies: vec![line.to_owned()], ..CondaSpec::default() });
+        for line in ["python=3.11", "python 3.11", "python >=3.9,<3.12", "conda-forge::python==3.11.4"] {
+            assert!(named(line), "{line}");
+        }
+        for line in ["python", "python-dateutil=2", "pip", "ipython=8"] {
+            assert!(!named(line), "{line}");
+        }
     }
 
     #[test]

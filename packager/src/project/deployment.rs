@@ -56,6 +56,9 @@ impl Deployment {
         };
         root.unknown(file, &mut found);
         found.check(file)?;
+        if deployment.auth != Auth::Key && deployment.keys.take().is_some() {
+            found.warnings.push(format!("{file}: keys have no effect, because keys are not what opens this service"));
+        }
         deployment.warnings = found.warnings;
         Ok(deployment)
     }
@@ -85,14 +88,22 @@ fn aks(root: &mut Section<'_>, file: &str, found: &mut Findings) -> Deployment {
     if let Some(ms) = root.count("maxQueueWaitMs", "max_request_wait_time", found) {
         requests.max_queue_wait_ms = ms.into();
     }
-    if let Some(namespace) = root.text("namespace", found)
-        && !is_namespace(namespace)
-    {
-        root.wrong("namespace", "namespace", "must be lower-case letters, digits and hyphens, at most 63", found);
+    if let Some(namespace) = root.text("namespace", found) {
+        if is_namespace(namespace) {
+            found.warnings.push(format!("{file}: namespace has no effect yet: kaai chooses where a service runs"));
+        } else {
+            root.wrong("namespace", "namespace", "must be lower-case letters, digits and hyphens, at most 63", found);
+        }
     }
     root.text("computeTargetName", found);
     deployment
 }
+
+/// Keys of `aci` that v1 took together only.
+const TOGETHER: [(&str, &[&str]); 2] = [
+    ("all or none of them", &["vaultBaseUrl", "keyName", "keyVersion"]),
+    ("both or none of them", &["vnetName", "subnetName"]),
+];
 
 /// Azure Container Instances had one replica, no autoscaling, and no keys unless asked for.
 fn aci(root: &mut Section<'_>, file: &str, found: &mut Findings) -> Deployment {
@@ -104,21 +115,17 @@ fn aci(root: &mut Section<'_>, file: &str, found: &mut Findings) -> Deployment {
         request_telemetry: root.boolean("appInsightsEnabled", found).unwrap_or(false),
         ..Deployment::default()
     };
-    for key in [
-        "location",
-        "sslEnabled",
-        "sslCertificate",
-        "sslKey",
-        "cname",
-        "dnsNameLabel",
-        "vaultBaseUrl",
-        "keyName",
-        "keyVersion",
-        "vnetName",
-        "subnetName",
-    ] {
+    for key in ["location", "sslEnabled", "sslCertificate", "sslKey", "cname", "dnsNameLabel"] {
         if root.value(key).is_some_and(|value| value != false) {
             found.warnings.push(format!("{file}: {key} has no meaning here and has no effect"));
+        }
+    }
+    for (rule, keys) in TOGETHER {
+        let given = keys.iter().filter(|key| root.value(key).is_some()).count();
+        if given == keys.len() {
+            found.warnings.push(format!("{file}: {} have no meaning here and have no effect", keys.join(", ")));
+        } else if given > 0 {
+            found.violations.push(format!("Invalid configuration, {}: give {rule}.", keys.join(", ")));
         }
     }
     deployment
@@ -232,6 +239,12 @@ fn keys(root: &mut Section<'_>, file: &str, found: &mut Findings) -> Option<Keys
     section.unknown(file, found);
     match (primary, secondary) {
         (Some(primary), secondary) => {
+            if !is_key(primary) {
+                section.wrong("primaryKey", "primary_key", KEY_RULE, found);
+            }
+            if secondary.is_some_and(|secondary| !is_key(secondary)) {
+                section.wrong("secondaryKey", "secondary_key", KEY_RULE, found);
+            }
             if secondary == Some(primary) {
                 section.wrong("secondaryKey", "secondary_key", "must differ from primary_key", found);
             }
@@ -243,6 +256,13 @@ fn keys(root: &mut Section<'_>, file: &str, found: &mut Findings) -> Option<Keys
         }
         (None, None) => None,
     }
+}
+
+/// What a key may be: it travels in a header.
+const KEY_RULE: &str = "must have 1 to 4096 visible characters without a space at either end";
+
+fn is_key(text: &str) -> bool {
+    (1..=4096).contains(&text.len()) && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) && text.trim() == text
 }
 
 fn liveness(root: &mut Section<'_>, file: &str, found: &mut Findings) -> Liveness {
@@ -319,6 +339,10 @@ mod tests {
             (r#""namespace": "No_Space""#, "namespace"),
             (r#""livenessProbeRequirements": {"periodSeconds": 0}"#, "period_seconds"),
             (r#""autoScaler": 3"#, "must be an object"),
+            (r#""keys": {"primaryKey": "a\nb"}"#, "primary_key must have"),
+            (r#""keys": {"primaryKey": "a", "secondaryKey": " b"}"#, "secondary_key must have"),
+            (r#""keys": {"primaryKey": "a", "secondaryKey": "a"}"#, "must differ"),
+            (r#""autoScaler": {"autoscaleEnabled": "sometimes"}"#, "must be true or false"),
         ] {
             let failure = read(&format!(r#"{{"computeType": "aks", {members}}}"#)).unwrap_err();
             assert!(failure.cause.contains(word), "{members}: {failure}");
@@ -360,6 +384,22 @@ mod tests {
                 .unwrap();
         assert_eq!(deployment.keys.as_ref().unwrap().primary, "secret-one");
         assert!(!format!("{deployment:?}").contains("secret-"));
+    }
+
+    #[test]
+    fn keys_that_open_nothing_are_warned_of_and_dropped() {
+        let deployment =
+            read(r#"{"computeType": "aks", "authEnabled": false, "keys": {"primaryKey": "secret-one"}}"#).unwrap();
+        assert!(deployment.keys.is_none() && deployment.warnings.len() == 1, "{:?}", deployment.warnings);
+        assert!(read(r#"{"computeType": "aks", "keys": {"secondaryKey": "b"}}"#).unwrap().keys.is_none());
+    }
+
+    #[test]
+    fn what_aci_takes_together_is_asked_for_together() {
+        let failure = read(r#"{"computeType": "aci", "keyName": "k", "vnetName": "v"}"#).unwrap_err();
+        assert_eq!(failure.details.len(), 2, "{failure:?}");
+        let aci = read(r#"{"computeType": "aci", "vnetName": "v", "subnetName": "s", "location": "west"}"#).unwrap();
+        assert_eq!(aci.warnings.len(), 2, "{:?}", aci.warnings);
     }
 
     #[test]

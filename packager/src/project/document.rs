@@ -1,12 +1,11 @@
 //! Reading v1's files: JSON or YAML, mistakes with line and column, unknown keys warned of, violations collected.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, path::Path};
 
 use proto::failure::{Failure, Stage};
 use serde_json::{Map, Value};
 
-/// The largest file that is read: far above any that a person has written.
-const MAX_BYTES: u64 = 4 << 20;
+use super::place::Place;
 
 /// One of v1's files, as an object whose keys are asked for one by one.
 pub(crate) struct Document {
@@ -17,11 +16,10 @@ pub(crate) struct Document {
 }
 
 impl Document {
-    /// Reads a file as JSON if it looks like it, else as YAML.
-    pub(crate) fn read(path: &Path, file: &str) -> Result<Self, Failure> {
-        let text = read_text(path, file)?;
-        let value = parse(&text, file)?;
-        match value {
+    /// Reads a file whose path is relative to `base`: as JSON if it looks like it, else as YAML.
+    pub(crate) fn read(place: &Place, base: &Path, file: &str) -> Result<Self, Failure> {
+        let text = place.text(base, file, "the file")?;
+        match parse(&text, file)? {
             Value::Object(root) => Ok(Self { file: file.to_owned(), root }),
             Value::Null => Ok(Self { file: file.to_owned(), root: Map::new() }),
             other => Err(Failure::project(
@@ -33,48 +31,36 @@ impl Document {
     }
 }
 
-/// Reads a text file of a project.
-pub(crate) fn read_text(path: &Path, file: &str) -> Result<String, Failure> {
-    let wrong = |what: String| {
-        Failure::project(Stage::Reading, format!("{file} {what}"), format!("see that {file} is there and readable"))
-    };
-    let metadata = fs::metadata(path).map_err(|error| {
-        wrong(match error.kind() {
-            std::io::ErrorKind::NotFound => "does not exist".to_owned(),
-            _ => format!("cannot be read: {error}"),
-        })
-    })?;
-    if metadata.len() > MAX_BYTES {
-        return Err(wrong(format!("has {} bytes; at most {MAX_BYTES} are read", metadata.len())));
-    }
-    fs::read_to_string(path).map_err(|error| wrong(format!("cannot be read: {error}")))
-}
-
 /// Parses JSON or YAML; a mistake is told with its line and column.
 pub(crate) fn parse(text: &str, file: &str) -> Result<Value, Failure> {
-    let malformed = |what: String, line: usize, column: usize| {
+    let text = text.trim_start_matches('\u{feff}');
+    let malformed = |error: String, line: usize, column: usize| {
+        // Both parsers end their message with the place, which is told apart.
+        let what = error.split(" at line ").next().unwrap_or_default();
+        let cause = format!("{file} is malformed at line {line}, column {column}: {what}");
+        let failure = Failure::project(Stage::Reading, cause, format!("mend {file}"));
         let shown = text.lines().nth(line.saturating_sub(1)).unwrap_or_default();
-        let pointer = format!("{}^", " ".repeat(column.saturating_sub(1).min(shown.len())));
-        Failure::project(
-            Stage::Reading,
-            format!("{file} is malformed at line {line}, column {column}: {what}"),
-            format!("mend {file}"),
-        )
-        .with_details([shown, pointer.as_str()])
+        if may_hold_secrets(text) {
+            return failure;
+        }
+        let pointer = format!("{}^", " ".repeat(column.saturating_sub(1).min(shown.chars().count())));
+        failure.with_details([shown, pointer.as_str()])
     };
-    let text_trimmed = text.trim_start_matches('\u{feff}');
-    if file.ends_with(".json") || text_trimmed.trim_start().starts_with('{') {
-        return serde_json::from_str(text_trimmed).map_err(|error| {
-            let what = error.to_string();
-            let what = what.split(" at line ").next().unwrap_or_default().to_owned();
-            malformed(what, error.line(), error.column())
-        });
+    let yaml = file.ends_with(".yml") || file.ends_with(".yaml");
+    if !yaml && text.trim_start().starts_with(['{', '[']) {
+        return serde_json::from_str(text)
+            .map_err(|error| malformed(error.to_string(), error.line(), error.column().max(1)));
     }
-    serde_yaml_ng::from_str(text_trimmed).map_err(|error| {
+    serde_yaml_ng::from_str(text).map_err(|error| {
         let (line, column) = error.location().map_or((1, 1), |location| (location.line(), location.column()));
-        let what = error.to_string();
-        malformed(what.split(" at line ").next().unwrap_or_default().to_owned(), line, column)
+        malformed(error.to_string(), line, column)
     })
+}
+
+/// Whether a line of a file must not be shown: failures travel in events, and keys and passwords never do.
+fn may_hold_secrets(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    ["key", "password", "secret", "token"].iter().any(|word| text.contains(word))
 }
 
 /// What kind of value it is, for a person.
@@ -137,7 +123,12 @@ impl<'a> Section<'a> {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
-    /// An object in this one; empty when it is missing.
+    /// Whether nothing is said but some of these keys.
+    pub(crate) fn only_has(&self, keys: &[&str]) -> bool {
+        self.object.iter().all(|(key, value)| value.is_null() || keys.contains(&key.as_str()))
+    }
+
+    /// An object in this one.
     pub(crate) fn section(&mut self, key: &'static str, found: &mut Findings) -> Option<Section<'a>> {
         match self.value(key)? {
             Value::Object(object) => {
@@ -163,9 +154,9 @@ impl<'a> Section<'a> {
     pub(crate) fn boolean(&mut self, key: &'static str, found: &mut Findings) -> Option<bool> {
         match self.value(key)? {
             Value::Bool(value) => Some(*value),
-            // YAML 1.1 and shells write these.
-            Value::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
-            Value::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
+            // v1's reader took YAML 1.1, in which these words are booleans.
+            Value::String(text) if ["true", "yes", "on"].iter().any(|yes| text.eq_ignore_ascii_case(yes)) => Some(true),
+            Value::String(text) if ["false", "no", "off"].iter().any(|no| text.eq_ignore_ascii_case(no)) => Some(false),
             other => {
                 self.wrong(key, key, &format!("must be true or false, not {}", kind(other)), found);
                 None
@@ -223,9 +214,25 @@ impl<'a> Section<'a> {
     /// Warns of each key that nobody asked for. v1 ignored them without a word.
     pub(crate) fn unknown(&self, file: &str, found: &mut Findings) {
         for key in self.object.keys().filter(|key| !self.asked.contains(key.as_str())) {
-            found.warnings.push(format!("{file}: {} is not known and has no effect", self.name(key)));
+            let meant = self.asked.iter().find(|known| is_near(key, known));
+            let meant = meant.map(|known| format!("; did you mean {known}?")).unwrap_or_default();
+            found.warnings.push(format!("{file}: {} is not known and has no effect{meant}", self.name(key)));
         }
     }
+}
+
+/// Whether two keys differ by case, or by one letter that is missing, added or another.
+fn is_near(one: &str, other: &str) -> bool {
+    let (one, other) = (one.to_ascii_lowercase(), other.to_ascii_lowercase());
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    // Of shorter ones too many would be near.
+    if one.len().min(other.len()) < 3 {
+        return false;
+    }
+    let same = one.iter().zip(other).take_while(|(a, b)| a == b).count();
+    let (one, other) = (&one[same..], &other[same..]);
+    let same = one.iter().rev().zip(other.iter().rev()).take_while(|(a, b)| a == b).count();
+    one.len() - same <= 1 && other.len() - same <= 1
 }
 
 #[cfg(test)]
@@ -247,6 +254,32 @@ mod tests {
         let yaml = parse("a:\n  b: [1, true, null, t]\n", "x").unwrap();
         assert_eq!(json, yaml);
         assert_eq!(parse("\u{feff}{\"a\": 1}", "x.json").unwrap()["a"], 1, "a byte order mark is no mistake");
+    }
+
+    #[test]
+    fn a_line_that_may_hold_a_key_is_not_shown() {
+        let failure = parse("{\"keys\": {\"primaryKey\": \"hidden-word\",,}}", "x.json").unwrap_err();
+        assert!(!format!("{failure:?}").contains("hidden-word"), "{failure:?}");
+        let failure = parse("password: [hidden-word\nb: 2", "x.yml").unwrap_err();
+        assert!(!format!("{failure:?}").contains("hidden-word"), "{failure:?}");
+    }
+
+    #[test]
+    fn yaml_is_read_whatever_the_file_is_called() {
+        assert_eq!(parse("a: 1\n", "x.json").unwrap()["a"], 1);
+        assert_eq!(parse("{a: 1}\n", "x.yml").unwrap()["a"], 1);
+    }
+
+    #[test]
+    fn a_key_that_is_nearly_right_is_told() {
+        for (key, known) in
+            [("autoscaleEnabled", "autoScaleEnabled"), ("cpus", "cpu"), ("memryInGB", "memoryInGB"), ("cpa", "cpu")]
+        {
+            assert!(is_near(key, known), "{key}");
+        }
+        for (key, known) in [("cpu", "memoryInGB"), ("cpu", "cpuLimit"), ("aabb", "abab")] {
+            assert!(!is_near(key, known), "{key}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `inferenceconfig.json`: the entry script, where its files are, and what it runs in.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use proto::{
     failure::{Failure, Stage},
@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use super::{
     conda::{Conda, inline, variables},
-    document::{Document, Findings, Section, read_text},
+    document::{Document, Findings, Section},
+    place::Place,
 };
 
 /// What an inference configuration says.
@@ -28,20 +29,15 @@ pub(crate) struct Inference {
 }
 
 /// The keys that describe an environment in the old way; v1's SDK refuses them beside `environment`.
-const LEGACY: [&str; 8] = [
-    "runtime",
-    "condaFile",
-    "extraDockerfileSteps",
-    "extraDockerFileSteps",
-    "enableGpu",
-    "cudaVersion",
-    "baseImage",
-    "baseImageRegistry",
-];
+const LEGACY: [&str; 7] =
+    ["runtime", "condaFile", "extraDockerfileSteps", "extraDockerFileSteps", "enableGpu", "cudaVersion", "baseImage"];
+
+/// The CUDA versions that v1 knew; JSON may have them as numbers.
+const CUDA: [&str; 5] = ["9.0", "9.1", "10.0", "9", "10"];
 
 impl Inference {
     /// Reads a configuration that lies in the project's folder.
-    pub(crate) fn read(document: &Document, folder: &Path) -> Result<Self, Failure> {
+    pub(crate) fn read(document: &Document, place: &Place) -> Result<Self, Failure> {
         let file = document.file.as_str();
         let mut found = Findings::default();
         let mut root = Section::root(&document.root);
@@ -53,105 +49,28 @@ impl Inference {
             ..Self::default()
         };
         root.value("schemaFile");
-        let base = inference.source_directory.as_ref().map_or_else(|| folder.to_owned(), |source| folder.join(source));
-        match root.section("environment", &mut found) {
+        let base = source_directory(place, inference.source_directory.as_deref(), file)?;
+        let mut reader = Reader { place, base: &base, file, found };
+        match root.section("environment", &mut reader.found) {
             Some(section) => {
                 let given: Vec<_> = LEGACY.into_iter().filter(|key| is_given(root.value(key))).collect();
                 if !given.is_empty() {
-                    found.violations.push(format!("environment excludes {}; keep one of the two", given.join(", ")));
+                    let cause = format!("environment excludes {}; keep one of the two", given.join(", "));
+                    reader.found.violations.push(cause);
                 }
-                inference.environment(section, &base, file, &mut found)?;
+                if is_given(root.value("baseImageRegistry")) {
+                    let warning = format!("{file}: baseImageRegistry has no effect beside environment");
+                    reader.found.warnings.push(warning);
+                }
+                reader.environment(section, &mut inference)?;
             }
-            None => inference.legacy(&mut root, &base, file, &mut found)?,
+            None => reader.legacy(&mut root, &mut inference)?,
         }
+        let mut found = reader.found;
         root.unknown(file, &mut found);
         found.check(file)?;
         inference.warnings = found.warnings;
         Ok(inference)
-    }
-
-    fn legacy(&mut self, root: &mut Section<'_>, base: &Path, file: &str, found: &mut Findings) -> Result<(), Failure> {
-        let runtime = root.text("runtime", found).map(str::to_ascii_lowercase);
-        match runtime.as_deref() {
-            None | Some("python" | "python-slim") => {}
-            Some("spark-py") => found.violations.push("runtime spark-py is not supported; use python".to_owned()),
-            Some(other) => found.violations.push(format!("runtime {other:?} is not known; use python")),
-        }
-        self.conda_file = root.text("condaFile", found).map(str::to_owned);
-        let both = root.text("extraDockerfileSteps", found);
-        // Both spellings are documented.
-        if let Some(steps) = both.or_else(|| root.text("extraDockerFileSteps", found)) {
-            self.environment.docker_steps = Some(read_text(&base.join(steps), steps)?);
-        }
-        self.environment.base_image = root.text("baseImage", found).map(str::to_owned);
-        registry(root, file, found);
-        self.environment.gpu = root.boolean("enableGpu", found).unwrap_or(false);
-        let cuda = root
-            .value("cudaVersion")
-            .map(|version| version.as_str().map_or_else(|| version.to_string(), str::to_owned));
-        if let Some(version) = cuda.filter(|version| !["9.0", "9.1", "10.0", "9", "10"].contains(&version.as_str())) {
-            found.violations.push(format!("cudaVersion {version} is not known; there are 9.0, 9.1 and 10.0"));
-        }
-        Ok(())
-    }
-
-    /// The environment object of v1, in camelCase.
-    fn environment(
-        &mut self,
-        mut section: Section<'_>,
-        base: &Path,
-        file: &str,
-        found: &mut Findings,
-    ) -> Result<(), Failure> {
-        let environment = &mut self.environment;
-        environment.name = section.text("name", found).map(str::to_owned);
-        section.value("version");
-        if let Some(given) = section.value("environmentVariables") {
-            environment.variables = variables(given, found);
-        }
-        let python = section.section("python", found);
-        let docker = section.section("docker", found);
-        if python.is_none() && docker.is_none() {
-            let name = environment.name.as_deref().unwrap_or("?");
-            found.violations.push(format!("environment only names the registered environment {name}, and there is no registry of them here; write it out"));
-        }
-        if let Some(python) = python {
-            self.python(python, base, file, found)?;
-        }
-        if let Some(docker) = docker {
-            self.docker(docker, file, found);
-        }
-        for key in ["spark", "r", "databricks"] {
-            let given = section.value(key).cloned().unwrap_or(Value::Null);
-            let packages = given.get("packages").or_else(|| given.get("cranPackages")).unwrap_or(&Value::Null);
-            if is_given(Some(packages)) || (key == "r" && is_given(Some(&given))) {
-                found.violations.push(format!("environment.{key} is not supported; take it out"));
-            }
-        }
-        section.value("inferencingStackVersion");
-        section.unknown(file, found);
-        Ok(())
-    }
-
-    fn python(
-        &mut self,
-        mut python: Section<'_>,
-        base: &Path,
-        file: &str,
-        found: &mut Findings,
-    ) -> Result<(), Failure> {
-        self.environment.user_managed = python.boolean("userManagedDependencies", found).unwrap_or(false);
-        python.value("interpreterPath");
-        if let Some(name) = python.text("baseCondaEnvironment", found) {
-            found.warnings.push(format!("{file}: environment.python.baseCondaEnvironment {name:?} has no effect"));
-        }
-        if let Some(path) = python.text("condaDependenciesFile", found) {
-            self.conda(Conda::read_file(&base.join(path), path)?);
-        } else if let Some(given) = python.value("condaDependencies") {
-            self.conda(inline(given, file)?);
-        }
-        python.unknown(file, found);
-        Ok(())
     }
 
     /// Takes a conda definition in; what the environment says of a variable counts more.
@@ -161,47 +80,184 @@ impl Inference {
             self.environment.variables.entry(name).or_insert(value);
         }
     }
-
-    fn docker(&mut self, mut docker: Section<'_>, file: &str, found: &mut Findings) {
-        self.environment.base_image = docker.text("baseImage", found).map(str::to_owned);
-        self.environment.dockerfile = docker.text("baseDockerfile", found).map(str::to_owned);
-        if is_given(docker.value("buildContext")) {
-            found.violations.push(
-                "environment.docker.buildContext is not supported yet; use baseImage or baseDockerfile".to_owned(),
-            );
-        }
-        if self.environment.base_image.is_some() && self.environment.dockerfile.is_some() {
-            found.violations.push("environment.docker.baseImage and baseDockerfile exclude each other".to_owned());
-        }
-        registry(&mut docker, file, found);
-        if let Some(platform) = docker.section("platform", found) {
-            let (mut platform, mut wrong) = (platform, Vec::new());
-            for (key, only) in [("os", "linux"), ("architecture", "amd64")] {
-                let given = platform.text(key, found).unwrap_or(only);
-                if !given.eq_ignore_ascii_case(only) {
-                    wrong.push(format!("environment.docker.platform.{key} is {given}; only {only} is supported"));
-                }
-            }
-            found.violations.extend(wrong);
-        }
-        for key in ["enabled", "sharedVolumes", "shmSize", "arguments"] {
-            docker.value(key);
-        }
-        docker.unknown(file, found);
-    }
 }
 
-/// The registry of a base image: a text, or address, username and password, all three or none. The password goes nowhere.
-fn registry(section: &mut Section<'_>, file: &str, found: &mut Findings) {
-    let Some(Value::Object(object)) = section.value("baseImageRegistry") else { return };
-    let given = ["address", "username", "password"].map(|key| is_given(object.get(key)));
-    if given.contains(&true) && given[1] != given[2] {
-        found.violations.push("baseImageRegistry needs address, username and password, all three or none".to_owned());
+/// The folder that paths in the inference configuration are relative to.
+pub(crate) fn source_directory(place: &Place, directory: Option<&str>, file: &str) -> Result<PathBuf, Failure> {
+    let Some(directory) = directory else { return Ok(place.folder().to_owned()) };
+    let found = place.find(place.folder(), directory, "the sourceDirectory")?;
+    if found.is_dir() {
+        return Ok(found);
     }
-    if given[2] {
-        found.warnings.push(format!(
-            "{file}: the login of baseImageRegistry is not used, and not sent: this place has no images"
-        ));
+    let cause = format!("the sourceDirectory {directory} of {file} is no folder");
+    Err(Failure::project(Stage::Reading, cause, "name a folder relative to the project's"))
+}
+
+/// Reads what lies in an inference configuration, and the files that it names.
+struct Reader<'a> {
+    place: &'a Place,
+    base: &'a Path,
+    file: &'a str,
+    found: Findings,
+}
+
+impl Reader<'_> {
+    fn refuse(&mut self, violation: impl Into<String>) {
+        self.found.violations.push(violation.into());
+    }
+
+    fn warn(&mut self, warning: &str) {
+        self.found.warnings.push(format!("{}: {warning}", self.file));
+    }
+
+    fn legacy(&mut self, root: &mut Section<'_>, inference: &mut Inference) -> Result<(), Failure> {
+        let runtime = root.text("runtime", &mut self.found).map(str::to_ascii_lowercase);
+        let image = root.text("baseImage", &mut self.found);
+        match runtime.as_deref() {
+            None | Some("python") => {}
+            Some("python-slim") if image.is_none() => {}
+            Some("python-slim") => self.refuse("baseImage needs runtime python"),
+            Some("spark-py") => self.refuse("runtime spark-py is not supported; use python"),
+            Some(other) => self.refuse(format!("runtime {other:?} is not known; use python")),
+        }
+        inference.conda_file = root.text("condaFile", &mut self.found).map(str::to_owned);
+        let environment = &mut inference.environment;
+        // Both spellings are documented.
+        let steps = root.text("extraDockerfileSteps", &mut self.found);
+        let steps = steps.or_else(|| root.text("extraDockerFileSteps", &mut self.found));
+        if let Some(steps) = steps {
+            environment.docker_steps = Some(self.place.text(self.base, steps, "the file of docker steps")?);
+        }
+        environment.base_image = self.image(image, root);
+        environment.gpu = root.boolean("enableGpu", &mut self.found).unwrap_or(false);
+        let cuda = root
+            .value("cudaVersion")
+            .map(|version| version.as_str().map_or_else(|| version.to_string(), str::to_owned));
+        if let Some(version) = cuda.filter(|version| !CUDA.contains(&version.as_str())) {
+            self.refuse(format!("cudaVersion {version} is not known; there are 9.0, 9.1 and 10.0"));
+        }
+        Ok(())
+    }
+
+    /// The environment object of v1, in camelCase.
+    fn environment(&mut self, mut section: Section<'_>, inference: &mut Inference) -> Result<(), Failure> {
+        let name = section.text("name", &mut self.found).map(str::to_owned);
+        section.value("version");
+        if section.only_has(&["name", "version"]) {
+            let name = name.as_deref().unwrap_or("without a name");
+            self.refuse(format!(
+                "environment only names the registered environment {name}, and there is no registry of them here; write it out"
+            ));
+        }
+        if let Some(name) = name.as_deref().filter(|name| name.starts_with("Microsoft") || name.starts_with("AzureML"))
+        {
+            self.refuse(format!("the name {name} is Azure's own; give the environment another"));
+        }
+        inference.environment.name = name;
+        if let Some(given) = section.value("environmentVariables") {
+            inference.environment.variables = variables(given, &mut self.found);
+        }
+        if let Some(python) = section.section("python", &mut self.found) {
+            self.python(python, inference)?;
+        }
+        if let Some(docker) = section.section("docker", &mut self.found) {
+            self.docker(docker, &mut inference.environment);
+        }
+        if is_given(section.value("r")) {
+            self.refuse("environment.r is not supported: kaai runs Python; take it out");
+        }
+        // v1's own default environments list packages for Spark, which a service in Python never sees.
+        if section.value("spark").is_some_and(|spark| is_given(spark.get("packages"))) {
+            self.warn("environment.spark has no effect: kaai runs Python");
+        }
+        for key in ["databricks", "inferencingStackVersion"] {
+            section.value(key);
+        }
+        section.unknown(self.file, &mut self.found);
+        Ok(())
+    }
+
+    fn python(&mut self, mut python: Section<'_>, inference: &mut Inference) -> Result<(), Failure> {
+        let managed = python.boolean("userManagedDependencies", &mut self.found).unwrap_or(false);
+        inference.environment.user_managed = managed;
+        if python.text("interpreterPath", &mut self.found).is_some_and(|path| path != "python") {
+            self.warn("environment.python.interpreterPath has no effect: the environment's own Python is used");
+        }
+        if let Some(name) = python.text("baseCondaEnvironment", &mut self.found) {
+            self.refuse(format!(
+                "environment.python.baseCondaEnvironment {name:?} is not supported; list its packages"
+            ));
+        }
+        let path = python.text("condaDependenciesFile", &mut self.found);
+        match (python.value("condaDependencies"), path) {
+            (Some(given), path) => {
+                if path.is_some() {
+                    self.warn("environment.python.condaDependenciesFile has no effect beside condaDependencies");
+                }
+                inference.conda(inline(given, self.file)?);
+            }
+            (None, Some(path)) => inference.conda(Conda::read_file(self.place, self.base, path)?),
+            (None, None) => {}
+        }
+        python.unknown(self.file, &mut self.found);
+        Ok(())
+    }
+
+    fn docker(&mut self, mut docker: Section<'_>, environment: &mut EnvironmentSpec) {
+        let image = docker.text("baseImage", &mut self.found);
+        environment.base_image = self.image(image, &mut docker);
+        environment.dockerfile = docker.text("baseDockerfile", &mut self.found).map(str::to_owned);
+        if is_given(docker.value("buildContext")) {
+            self.refuse("environment.docker.buildContext is not supported yet; use baseImage or baseDockerfile");
+        }
+        if environment.base_image.is_some() && environment.dockerfile.is_some() {
+            self.refuse("environment.docker.baseImage and baseDockerfile exclude each other");
+        }
+        if let Some(mut platform) = docker.section("platform", &mut self.found) {
+            for (key, only) in [("os", "linux"), ("architecture", "amd64")] {
+                let given = platform.text(key, &mut self.found).unwrap_or(only);
+                if !given.eq_ignore_ascii_case(only) {
+                    self.refuse(format!("environment.docker.platform.{key} is {given}; only {only} is supported"));
+                }
+            }
+            platform.unknown(self.file, &mut self.found);
+        }
+        if is_given(docker.value("arguments")) {
+            self.warn("environment.docker.arguments have no effect");
+        }
+        for key in ["enabled", "sharedVolumes", "shmSize"] {
+            docker.value(key);
+        }
+        docker.unknown(self.file, &mut self.found);
+    }
+
+    /// The base image with its registry, which is a text, or an object of address, username and password, all three or none.
+    ///
+    /// The login goes nowhere: a password in a specification would travel in events.
+    fn image(&mut self, image: Option<&str>, section: &mut Section<'_>) -> Option<String> {
+        let address = match section.value("baseImageRegistry") {
+            Some(Value::String(address)) => Some(address.as_str()),
+            Some(Value::Object(object)) => {
+                let given = ["address", "username", "password"].map(|key| is_given(object.get(key)));
+                if given[1] != given[2] || (given[1] && !given[0]) {
+                    self.refuse("baseImageRegistry needs address, username and password, all three or none");
+                }
+                if given[2] {
+                    self.warn("the login of baseImageRegistry is not used and not sent");
+                }
+                object.get("address").and_then(Value::as_str)
+            }
+            Some(_) => {
+                self.refuse("baseImageRegistry must be a text, or an object of address, username and password");
+                None
+            }
+            None => None,
+        };
+        let image = image.filter(|image| !image.is_empty())?;
+        match address.map(|address| address.trim_end_matches('/')).filter(|address| !address.is_empty()) {
+            Some(address) if !image.starts_with(&format!("{address}/")) => Some(format!("{address}/{image}")),
+            _ => Some(image.to_owned()),
+        }
     }
 }
 
@@ -229,10 +285,12 @@ pub(crate) fn missing_script(file: &str) -> Failure {
 mod tests {
     use super::super::document::parse;
     use super::*;
+    use crate::walk::Links;
 
     fn read(text: &str, folder: &Path) -> Result<Inference, Failure> {
         let root = parse(text, "x").unwrap().as_object().unwrap().clone();
-        Inference::read(&Document { file: "inferenceconfig.json".into(), root }, folder)
+        let place = Place::new(folder, Links::Anywhere)?;
+        Inference::read(&Document { file: "inferenceconfig.json".into(), root }, &place)
     }
 
     #[test]
@@ -247,7 +305,7 @@ mod tests {
             );
             let inference = read(&text, folder.path()).unwrap();
             assert_eq!(inference.environment.docker_steps.as_deref(), Some("RUN true\n"), "{spelling}");
-            assert_eq!(inference.environment.base_image.as_deref(), Some("python:3.11"));
+            assert_eq!(inference.environment.base_image.as_deref(), Some("here.example.com/python:3.11"));
             assert_eq!((inference.conda_file.as_deref(), inference.environment.gpu), (Some("env.yml"), true));
             assert!(inference.warnings.is_empty(), "{:?}", inference.warnings);
         }
@@ -278,14 +336,32 @@ mod tests {
             (r#""environment": {"docker": {"baseImage": "a", "baseDockerfile": "FROM b"}}"#, "exclude each other"),
             (r#""environment": {"docker": {"buildContext": {"location": "x"}}}"#, "buildContext"),
             (r#""environment": {"python": {}, "r": {"rVersion": "3"}}"#, "environment.r"),
-            (r#""environment": {"python": {}, "spark": {"packages": [{"group": "g"}]}}"#, "environment.spark"),
+            (r#""environment": {"name": "AzureML-x", "python": {}}"#, "AzureML-x is Azure's own"),
+            (r#""environment": {"python": {"baseCondaEnvironment": "x"}}"#, "baseCondaEnvironment"),
+            (r#""environment": {"docker": {"platform": {"os": "Windows"}}}"#, "only linux"),
+            (r#""runtime": "python-slim", "baseImage": "x""#, "needs runtime python"),
+            (r#""baseImageRegistry": 3"#, "must be a text"),
             (r#""baseImageRegistry": {"address": "a", "username": "u"}"#, "all three or none"),
             (r#""extraDockerfileSteps": "no-such-file""#, "no-such-file"),
         ] {
-            let failure =
-                read(&format!(r#"{{"entryScript": "score.py", {members}}}"#), Path::new("/nowhere")).unwrap_err();
+            let failure = read(&format!(r#"{{"entryScript": "score.py", {members}}}"#), Path::new("/")).unwrap_err();
             assert!(failure.cause.contains(word), "{members}: {failure}");
         }
+    }
+
+    #[test]
+    fn what_has_no_effect_here_is_warned_of() {
+        let text = r#"{"entryScript": "s.py", "baseImageRegistry": "r.example.com", "environment": {
+            "environmentVariables": {"A": "B"}, "docker": {"arguments": ["--gpus"]},
+            "python": {"interpreterPath": "/usr/bin/python3", "condaDependenciesFile": "x.yml", "condaDependencies": {"dependencies": []}},
+            "spark": {"repositories": ["r"], "packages": [{"group": "g", "artifact": "a", "version": "1"}]}}}"#;
+        assert_eq!(read(text, Path::new("/")).unwrap().warnings.len(), 5);
+    }
+
+    #[test]
+    fn variables_alone_are_an_environment() {
+        let text = r#"{"entryScript": "s.py", "environment": {"name": "e", "environmentVariables": {"A": "B"}}}"#;
+        assert_eq!(read(text, Path::new("/")).unwrap().environment.variables["A"], "B");
     }
 
     #[test]

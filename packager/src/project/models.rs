@@ -10,6 +10,8 @@ use proto::{
     id::{ModelName, ServiceName},
 };
 
+use super::place::Place;
+
 /// A model whose files are to be registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedModel {
@@ -56,12 +58,12 @@ pub(crate) struct Models {
 }
 
 impl Models {
-    /// Reads what the user said: `NAME:VERSION`, or `NAME[:VERSION]=PATH` with the path relative to the folder.
-    pub(crate) fn said(texts: &[String], folder: &Path) -> Result<Self, Failure> {
+    /// Reads what the user said: `NAME:VERSION`, or `NAME[:VERSION]=PATH` with the path relative to the project's folder.
+    pub(crate) fn said(texts: &[String], place: &Place) -> Result<Self, Failure> {
         let mut models = Self::default();
         for text in texts {
             match text.split_once('=') {
-                Some((name, path)) => models.named.push(NamedModel::new(name, &folder.join(path))?),
+                Some((name, path)) => models.named.push(placed(name, &place.folder().join(path), place)?),
                 None => match split(text)? {
                     (name, Some(version)) => models.registered.push((name, version)),
                     (name, None) => {
@@ -80,8 +82,11 @@ impl Models {
     }
 
     /// Finds models by convention: the newest version of each below `azureml-models/`, else each entry of `models/`.
-    pub(crate) fn found(folder: &Path, service: &ServiceName) -> Result<Self, Failure> {
+    ///
+    /// A single entry of `models/` is named after the service, several after their files: `a.pkl` is `a`, unless there is an `a.onnx` too.
+    pub(crate) fn found(place: &Place, service: &ServiceName) -> Result<Self, Failure> {
         let mut models = Self::default();
+        let folder = place.folder();
         let registry = folder.join("azureml-models");
         for owner in entries(&registry)? {
             let newest = entries(&owner)?
@@ -99,19 +104,31 @@ impl Models {
                     "put the files into one folder, or leave models alone with --no-models",
                 ));
             };
-            models.named.push(NamedModel::new(&file_name(&owner), entry)?);
+            models.named.push(placed(&file_name(&owner), entry, place)?);
         }
         if !models.named.is_empty() {
             return Ok(models);
         }
         let entries = entries(&folder.join("models"))?;
-        let single = entries.len() == 1;
-        for entry in entries {
-            let name = if single { service.to_string() } else { valid_name(&file_name(&entry)) };
-            models.named.push(NamedModel::new(&name, &entry)?);
+        let stems: Vec<String> = entries.iter().map(|entry| valid_name(&stem(entry))).collect();
+        for (entry, name) in entries.iter().zip(&stems) {
+            let unique = stems.iter().filter(|other| *other == name).count() == 1;
+            let name = match (entries.len(), unique) {
+                (1, _) => service.to_string(),
+                (_, true) => name.clone(),
+                (_, false) => valid_name(&file_name(entry)),
+            };
+            models.named.push(placed(&name, entry, place)?);
         }
         Ok(models)
     }
+}
+
+/// A model whose files the project may reach.
+fn placed(name: &str, path: &Path, place: &Place) -> Result<NamedModel, Failure> {
+    let shown = path.strip_prefix(place.folder()).unwrap_or(path);
+    place.find(place.folder(), &shown.to_string_lossy(), &format!("the path of model {name},"))?;
+    NamedModel::new(name, path)
 }
 
 /// `NAME` or `NAME:VERSION`.
@@ -175,11 +192,16 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// A file's name without its ending, as a model's name.
-fn valid_name(file: &str) -> String {
-    let stem = Path::new(file).file_stem().unwrap_or_default().to_string_lossy();
+/// A file's name without its ending; a folder's name is kept whole.
+fn stem(path: &Path) -> String {
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    name.unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// A text as a model's name.
+fn valid_name(text: &str) -> String {
     let name: String =
-        stem.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '-' }).collect();
+        text.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '-' }).collect();
     let name = name.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
     if name.is_empty() { "model".to_owned() } else { name.chars().take(255).collect() }
 }
@@ -187,6 +209,11 @@ fn valid_name(file: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::walk::Links;
+
+    fn place(folder: &Path) -> Place {
+        Place::new(folder, Links::Anywhere).unwrap()
+    }
 
     fn folder(files: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
@@ -199,15 +226,16 @@ mod tests {
     }
 
     fn found(folder: &Path) -> Vec<(String, Option<u32>, String)> {
-        let models = Models::found(folder, &"svc".parse().unwrap()).unwrap();
+        let models = Models::found(&place(folder), &"svc".parse().unwrap()).unwrap();
         models.named.into_iter().map(|model| (model.name.to_string(), model.version, file_name(&model.path))).collect()
     }
 
     #[test]
     fn what_the_user_says_counts_as_v1_reads_it() {
         let folder = folder(&["w.bin", "azureml-models/scale/2/coefficients/x.json"]);
-        let said =
-            |texts: &[&str]| Models::said(&texts.iter().map(ToString::to_string).collect::<Vec<_>>(), folder.path());
+        let said = |texts: &[&str]| {
+            Models::said(&texts.iter().map(ToString::to_string).collect::<Vec<_>>(), &place(folder.path()))
+        };
         let models = said(&[
             "a:3",
             "b=w.bin",
@@ -241,12 +269,24 @@ mod tests {
         );
         let several = found(folder(&["models/a b.pkl", "models/c/x", "models/c/y"]).path());
         assert_eq!(several, [("a-b".to_owned(), None, "a b.pkl".to_owned()), ("c".to_owned(), None, "c".to_owned())]);
+        let alike = found(folder(&["models/a.pkl", "models/a.onnx"]).path());
+        assert_eq!(alike.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>(), ["a.onnx", "a.pkl"]);
         assert!(found(folder(&["score.py"]).path()).is_empty());
+    }
+
+    #[test]
+    fn a_project_from_elsewhere_registers_nothing_of_this_machine() {
+        let folder = folder(&["secret", "project/models/m"]);
+        let project = folder.path().join("project");
+        let place = Place::new(&project, Links::Inside).unwrap();
+        assert!(Models::said(&["m=../secret".to_owned()], &place).unwrap_err().cause.contains("outside"));
+        std::os::unix::fs::symlink("../../secret", project.join("models/link")).unwrap();
+        assert!(Models::found(&place, &"svc".parse().unwrap()).unwrap_err().cause.contains("outside"));
     }
 
     #[test]
     fn a_version_with_several_entries_is_refused() {
         let folder = folder(&["azureml-models/m/1/a", "azureml-models/m/1/b"]);
-        assert!(Models::found(folder.path(), &"svc".parse().unwrap()).unwrap_err().cause.contains("2 entries"));
+        assert!(Models::found(&place(folder.path()), &"svc".parse().unwrap()).unwrap_err().cause.contains("2 entries"));
     }
 }

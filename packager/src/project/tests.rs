@@ -125,6 +125,81 @@ fn each_mistake_names_what_is_wrong_and_what_to_do() {
 }
 
 #[test]
+fn a_project_from_elsewhere_cannot_make_the_packager_read_its_own_machine() {
+    let hidden = ("../hidden.yml", "secret: hidden-word\n");
+    let config = |text: &'static str| ("inferenceconfig.json", text);
+    for (files, options) in [
+        (
+            vec![config(r#"{"entryScript": "score.py", "sourceDirectory": "..", "runtime": "python"}"#)],
+            ProjectOptions::default(),
+        ),
+        (vec![config(r#"{"entryScript": "score.py", "condaFile": "../hidden.yml"}"#)], ProjectOptions::default()),
+        (
+            vec![config(r#"{"entryScript": "score.py", "extraDockerfileSteps": "../hidden.yml"}"#)],
+            ProjectOptions::default(),
+        ),
+        (vec![config(r#"{"entryScript": "../hidden.py"}"#)], ProjectOptions::default()),
+        (
+            vec![config(
+                r#"{"entryScript": "score.py", "environment": {"python": {"condaDependenciesFile": "../hidden.yml"}}}"#,
+            )],
+            ProjectOptions::default(),
+        ),
+        (vec![], ProjectOptions { inference_config: Some("../hidden.yml".into()), ..ProjectOptions::default() }),
+        (vec![], ProjectOptions { deployment_config: Some("../hidden.yml".into()), ..ProjectOptions::default() }),
+        (vec![], ProjectOptions { conda_file: Some("../hidden.yml".into()), ..ProjectOptions::default() }),
+        (vec![], ProjectOptions { models: vec!["m=../hidden.yml".into()], ..ProjectOptions::default() }),
+    ] {
+        let files = [files, vec![("score.py", SCRIPT), hidden, ("../hidden.py", SCRIPT)]].concat();
+        let root = project(&files);
+        let folder = root.path().join("churn");
+        let service = "churn".parse().unwrap();
+        let failure = read_within(&folder, &options, &service, Limits::PROJECT, Links::Inside).unwrap_err();
+        assert!(failure.cause.contains("lies outside"), "{files:?} {options:?}: {failure}");
+        assert!(!format!("{failure:?}").contains("hidden-word"), "{failure:?}");
+    }
+}
+
+#[test]
+fn what_the_user_should_know_is_told() {
+    let root = project(&[
+        ("score.py", SCRIPT),
+        ("environment.yml", "dependencies: [pip]"),
+        (".amlignore", "notes/\n*.log\n"),
+        ("notes/a", "a"),
+        ("notes/b", "b"),
+        ("c.log", "c"),
+    ]);
+    let warnings = read_it(&root, &ProjectOptions::default()).unwrap().warnings;
+    assert!(
+        warnings.iter().any(|warning| warning.contains("2 files or folders were left out by .amlignore")),
+        "{warnings:?}"
+    );
+    assert!(warnings.iter().any(|warning| warning.contains("3.10 is taken")), "{warnings:?}");
+    let quiet =
+        project(&[("score.py", SCRIPT), ("environment.yml", "dependencies: [python=3.11]"), (".amlignore", "x\n")]);
+    assert!(read_it(&quiet, &ProjectOptions::default()).unwrap().warnings.is_empty());
+}
+
+#[test]
+fn a_specification_that_no_event_could_carry_is_refused() {
+    let lines: String = (0..40_000).map(|n| format!("package-number-{n}\n")).collect();
+    let root = project(&[("score.py", SCRIPT), ("requirements.txt", &lines)]);
+    assert!(read_it(&root, &ProjectOptions::default()).unwrap_err().cause.contains("more than the 524288"));
+}
+
+#[test]
+fn the_entry_script_lies_in_the_source_directory() {
+    let root = project(&[
+        ("inferenceconfig.json", r#"{"entryScript": "../score.py", "sourceDirectory": "src"}"#),
+        ("score.py", SCRIPT),
+        ("src/x", ""),
+    ]);
+    let failure = read_it(&root, &ProjectOptions::default()).unwrap_err();
+    assert!(failure.cause.contains("outside the sourceDirectory"), "{failure}");
+}
+
+#[test]
 fn a_folder_gives_its_service_a_name() {
     for (folder, name) in
         [("/a/Ridge_Diabetes", "ridge-diabetes"), ("/a/2nd-model", "nd-model"), ("/a/My Model!", "my-model")]
