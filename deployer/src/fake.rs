@@ -111,9 +111,8 @@ impl Backend for FakeBackend {
 
     async fn logs(&self, wanted: &LogWanted) -> Vec<ReplicaLog> {
         let state = self.state();
-        let of_service = |order: &&(Order, Vec<String>)| {
-            order.0.workspace == wanted.workspace && order.0.service == wanted.service
-        };
+        let of_service =
+            |order: &&(Order, Vec<String>)| order.0.workspace == wanted.workspace && order.0.service == wanted.service;
         let logs: Vec<_> = state.logs.iter().filter(of_service).collect();
         let newest = logs.iter().map(|(order, _)| order.release.generation).max();
         let generation: Option<Generation> = wanted.generation.or(newest);

@@ -92,6 +92,8 @@ pub enum Error {
 pub struct ProcessBackend(Arc<Place>);
 
 struct Place {
+    /// Tells what is this place's from what is another's on the same machine.
+    identity: String,
     replicas_folder: PathBuf,
     sockets: PathBuf,
     variables: BTreeMap<String, String>,
@@ -139,6 +141,7 @@ impl ProcessBackend {
             tracing::warn!(why, "limits of CPU and memory are not enforced in this place");
         }
         let place = Arc::new(Place {
+            identity,
             replicas_folder: state.join("replicas"),
             sockets,
             variables: settings.variables,

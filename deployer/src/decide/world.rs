@@ -425,7 +425,8 @@ impl World {
         }
         self.crashed = true;
         let id = ready[pick % ready.len()].clone();
-        self.replicas.get_mut(&id).unwrap().status = Status::Exited(Box::new(Exit { how: Ended::Signal(9), ..Exit::default() }));
+        self.replicas.get_mut(&id).unwrap().status =
+            Status::Exited(Box::new(Exit { how: Ended::Signal(9), ..Exit::default() }));
         for router in &mut self.routers {
             router.in_flight.remove(&id);
         }

@@ -64,9 +64,9 @@ fn observed(kept: &Kept, folder: &Folder) -> Observed {
 
 /// Ends what is left of a replica whose main process is gone, or was never let go.
 async fn clear(place: &Arc<Place>, replica: ReplicaId, folder: Folder) {
-    let limits = place.limits.clone();
+    let (limits, mark) = (place.limits.clone(), table::mark(&place.identity, &replica));
     let clearing = place.tasks.spawn_blocking(move || {
-        table::kill_marked(&replica);
+        table::kill_marked(&mark);
         if let Some(group) = limits.named(replica.as_str()) {
             group.end();
         }

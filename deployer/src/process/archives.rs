@@ -179,7 +179,11 @@ pub(super) fn disk(path: &Path, error: &io::Error) -> Failure {
 }
 
 fn defect(error: &tokio::task::JoinError) -> Failure {
-    Failure::platform(Stage::Starting, format!("unpacking failed: {error}"), "this is a defect of kaai; please report it")
+    Failure::platform(
+        Stage::Starting,
+        format!("unpacking failed: {error}"),
+        "this is a defect of kaai; please report it",
+    )
 }
 
 #[cfg(test)]
@@ -206,7 +210,8 @@ mod tests {
         let digest = digest(EMPTY);
         archives.store.put_bytes(&store::archive_key(&digest), EMPTY).await.unwrap();
         let (a, b) = (folder.path().join("a"), folder.path().join("b/c"));
-        let (a, b) = tokio::join!(archives.unpack(&digest, &a, "the project"), archives.unpack(&digest, &b, "the project"));
+        let (a, b) =
+            tokio::join!(archives.unpack(&digest, &a, "the project"), archives.unpack(&digest, &b, "the project"));
         a.unwrap();
         b.unwrap();
         archives.store.delete(&store::archive_key(&digest)).await.unwrap();
@@ -235,7 +240,8 @@ mod tests {
             file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(3600 * hour)).unwrap();
         }
         archives.prune();
-        let mut left: Vec<_> = fs::read_dir(&archives.folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut left: Vec<_> =
+            fs::read_dir(&archives.folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["new", "old"]);
     }

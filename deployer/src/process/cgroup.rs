@@ -56,9 +56,16 @@ impl Limits {
         };
         // A group with processes of its own cannot hand controllers on, so the parent is tried first.
         let places = own.parent().map(Path::to_owned).into_iter().chain([own.clone()]);
-        let found = places.filter(|place| place.join("cgroup.procs").exists()).find_map(|place| delegate(&place.join(name)));
+        let found =
+            places.filter(|place| place.join("cgroup.procs").exists()).find_map(|place| delegate(&place.join(name)));
         found.map_or_else(
-            || Self::None(format!("no control group with {} may be made below {}", CONTROLLERS.join(", "), own.display())),
+            || {
+                Self::None(format!(
+                    "no control group with {} may be made below {}",
+                    CONTROLLERS.join(", "),
+                    own.display()
+                ))
+            },
             Self::Unified,
         )
     }

@@ -66,9 +66,10 @@ fn check_paths(release: &Release) -> Result<(), Failure> {
         !path.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))
     };
     let spec = &release.spec;
-    let folder_is_name = spec.source_directory.as_deref().is_none_or(|name| {
-        inside(name) && Path::new(name).components().count() == 1 && name != variables::MODELS
-    });
+    let folder_is_name = spec
+        .source_directory
+        .as_deref()
+        .is_none_or(|name| inside(name) && Path::new(name).components().count() == 1 && name != variables::MODELS);
     if folder_is_name && inside(&spec.entry_script) {
         return Ok(());
     }

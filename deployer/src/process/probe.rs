@@ -44,7 +44,9 @@ mod tests {
         let listener = UnixListener::bind(&socket).unwrap();
         assert!(listens(&socket, LIMIT).await);
         drop(listener.accept().await.unwrap());
-        for (answer, good) in [("HTTP/1.1 200 OK\r\n\r\nHealthy", true), ("HTTP/1.1 503 No\r\n\r\n", false), ("", false)] {
+        for (answer, good) in
+            [("HTTP/1.1 200 OK\r\n\r\nHealthy", true), ("HTTP/1.1 503 No\r\n\r\n", false), ("", false)]
+        {
             let serve = async {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut request = [0; 1024];

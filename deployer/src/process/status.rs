@@ -71,7 +71,10 @@ impl Said {
             Event::Serving { at } => self.serving = Some(at),
             Event::Failed(report) => {
                 // The first of several workers to fail has the cause; a server that cannot be imported explains all the rest.
-                let better = self.failed.as_ref().is_none_or(|known| known.phase != Phase::Server && report.phase == Phase::Server);
+                let better = self
+                    .failed
+                    .as_ref()
+                    .is_none_or(|known| known.phase != Phase::Server && report.phase == Phase::Server);
                 if better {
                     self.failed = Some(report);
                 }
@@ -96,10 +99,14 @@ mod tests {
         status.refresh();
         assert_eq!(status.said, Said::default());
         let mut file = fs::File::create(&path).unwrap();
-        file.write_all(b"{\"event\":\"started\",\"at\":1,\"pid\":7}\n{\"event\":\"import\",\"at\":1.5}\n{\"event\":\"serv").unwrap();
+        file.write_all(
+            b"{\"event\":\"started\",\"at\":1,\"pid\":7}\n{\"event\":\"import\",\"at\":1.5}\n{\"event\":\"serv",
+        )
+        .unwrap();
         status.refresh();
         assert_eq!((status.said.import, status.said.serving), (Some(1.5), None));
-        file.write_all(b"ing\",\"at\":2.25}\nnonsense\n{\"event\":\"news\"}\n{\"event\":\"ending\",\"code\":7}\n").unwrap();
+        file.write_all(b"ing\",\"at\":2.25}\nnonsense\n{\"event\":\"news\"}\n{\"event\":\"ending\",\"code\":7}\n")
+            .unwrap();
         status.refresh();
         assert_eq!((status.said.serving, status.said.ending), (Some(2.25), true));
     }
@@ -109,7 +116,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("status");
         let line = |message: &str| {
-            format!(r#"{{"event":"failed","at":1,"phase":"init","kind":"E","message":"{message}","module":null,"file":null,"line":null,"traceback":[]}}"#)
+            format!(
+                r#"{{"event":"failed","at":1,"phase":"init","kind":"E","message":"{message}","module":null,"file":null,"line":null,"traceback":[]}}"#
+            )
         };
         fs::write(&path, format!("{}\n{}\n", line("first"), line("second"))).unwrap();
         let mut status = StatusFile::new(&path);

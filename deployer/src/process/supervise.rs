@@ -165,21 +165,18 @@ impl Supervisor {
         let (python, app_root) = (prepare::python(&order.release.image), self.folder.app_root());
         let environment = python.ancestors().nth(2).unwrap_or(&python);
         let places = Places { environment, app_root: &app_root, own: self.folder.own() };
+        let mark = table::mark(&self.place.identity, &order.replica);
         let identity = Identity {
             replica: &order.replica,
             workspace: &order.workspace,
             service: &order.service,
             generation: order.release.generation.0,
+            mark: &mark,
         };
         let variables = variables::variables(&places, &identity, &order.release.spec, &self.place.variables);
         let (launcher, log) = (self.folder.launcher(), self.log());
-        let program = Program {
-            python: &python,
-            launcher: &launcher,
-            app_root: &app_root,
-            variables: &variables,
-            log: &log,
-        };
+        let program =
+            Program { python: &python, launcher: &launcher, app_root: &app_root, variables: &variables, log: &log };
         kept.spawned = table::monotonic();
         let mut process = MainProcess::spawn(&program)?;
         let pid = process.pid().unsigned_abs();
@@ -255,7 +252,7 @@ impl Supervisor {
             if let Some(group) = place.limits.named(replica.as_str()) {
                 group.end();
             }
-            table::kill_marked(&replica);
+            table::kill_marked(&table::mark(&place.identity, &replica));
             if let Err(error) = folder.remove() {
                 tracing::warn!(%replica, %error, "the folder of a replica cannot be removed");
             }
@@ -390,7 +387,8 @@ impl Look {
         let now = table::monotonic();
         let stuck = supervisor.folder.heartbeats(self.kept.workers).into_iter().any(|path| {
             use std::os::unix::fs::MetadataExt;
-            let touched = std::fs::metadata(path).map_or(now, |file| file.mtime() as f64 + file.mtime_nsec() as f64 / 1e9);
+            let touched =
+                std::fs::metadata(path).map_or(now, |file| file.mtime() as f64 + file.mtime_nsec() as f64 / 1e9);
             now - touched > self.kept.worker_timeout as f64
         });
         stuck.then(|| {

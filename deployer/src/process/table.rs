@@ -55,10 +55,15 @@ pub(super) fn signal(pid: i32, signal: Signal) {
     }
 }
 
-/// Kills every process that was started with a replica's mark, until there is none. Looks through the whole process table.
-pub(super) fn kill_marked(replica: &ReplicaId) {
+/// What is written into the environment of every process of a replica; other deployers of this machine write something else.
+pub(super) fn mark(place: &str, replica: &ReplicaId) -> String {
+    format!("{place}/{replica}")
+}
+
+/// Kills every process that was started with a mark, until there is none. Looks through the whole process table.
+pub(super) fn kill_marked(mark: &str) {
     for _ in 0..100 {
-        let marked = marked(replica);
+        let marked = marked(mark);
         if marked.is_empty() {
             return;
         }
@@ -69,9 +74,9 @@ pub(super) fn kill_marked(replica: &ReplicaId) {
     }
 }
 
-/// The processes that carry a replica's mark.
-pub(super) fn marked(replica: &ReplicaId) -> Vec<i32> {
-    let mark = format!("{MARK}={replica}");
+/// The processes that carry a mark.
+pub(super) fn marked(mark: &str) -> Vec<i32> {
+    let mark = format!("{MARK}={mark}");
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     let carries = |pid: &i32| {
@@ -100,8 +105,8 @@ mod tests {
 
     use super::*;
 
-    fn sleeper(replica: &str) -> std::process::Child {
-        Command::new("sleep").arg("600").env(MARK, replica).stdin(Stdio::null()).spawn().unwrap()
+    fn sleeper(mark: &str) -> std::process::Child {
+        Command::new("sleep").arg("600").env(MARK, mark).stdin(Stdio::null()).spawn().unwrap()
     }
 
     #[test]
@@ -129,13 +134,16 @@ mod tests {
 
     #[test]
     fn processes_are_found_and_ended_by_their_mark() {
-        let replica: ReplicaId = format!("marked-{}", std::process::id()).parse().unwrap();
-        let mut child = sleeper(replica.as_str());
-        while marked(&replica).is_empty() {
+        let place = format!("test-{}", std::process::id());
+        let (mine, other) = (mark(&place, &"r-1".parse().unwrap()), mark("other", &"r-1".parse().unwrap()));
+        let (mut child, mut bystander) = (sleeper(&mine), sleeper(&other));
+        while marked(&mine).is_empty() || marked(&other).is_empty() {
             std::thread::yield_now();
         }
-        kill_marked(&replica);
+        kill_marked(&mine);
         assert!(!child.wait().unwrap().success());
-        assert!(marked(&replica).is_empty());
+        assert!(marked(&mine).is_empty() && !marked(&other).is_empty());
+        bystander.kill().unwrap();
+        bystander.wait().unwrap();
     }
 }

@@ -37,6 +37,8 @@ pub(super) struct Identity<'a> {
     pub(super) workspace: &'a Workspace,
     pub(super) service: &'a ServiceName,
     pub(super) generation: u64,
+    /// See [`MARK`].
+    pub(super) mark: &'a str,
 }
 
 /// All variables of a replica. `given` are the operator's, for every replica of this place.
@@ -81,7 +83,7 @@ pub(super) fn variables(
             // The collector reads the first, the server the second.
             ("AML_MODEL_DC_STORAGE_ENABLED", spec.collect_model_data.to_string()),
             ("AML_MDC_STORAGE_ENABLED", spec.collect_model_data.to_string()),
-            (MARK, identity.replica.to_string()),
+            (MARK, identity.mark.to_owned()),
         ]
         .map(|(name, value)| (name.to_owned(), value)),
     );
@@ -138,7 +140,8 @@ mod tests {
         };
         let (replica, workspace, service) =
             ("ridge-7-abc".parse().unwrap(), Workspace::default(), "ridge".parse().unwrap());
-        let identity = Identity { replica: &replica, workspace: &workspace, service: &service, generation: 7 };
+        let identity =
+            Identity { replica: &replica, workspace: &workspace, service: &service, generation: 7, mark: "p/r" };
         let given = BTreeMap::from([("HTTPS_PROXY".to_owned(), "http://proxy".to_owned())]);
         variables(&places, &identity, spec, &given)
     }
@@ -181,7 +184,8 @@ mod tests {
 
     #[test]
     fn a_worker_has_longer_than_a_request() {
-        let requests = serde_json::json!({ "maxConcurrentPerReplica": 1, "maxQueueWaitMs": 500, "scoringTimeoutMs": 900_000 });
+        let requests =
+            serde_json::json!({ "maxConcurrentPerReplica": 1, "maxQueueWaitMs": 500, "scoringTimeoutMs": 900_000 });
         assert_eq!(worker_timeout(&spec(serde_json::json!({ "requests": requests }))), 930);
         assert_eq!(worker_timeout(&spec(serde_json::json!({}))), 300);
     }

@@ -47,7 +47,8 @@ def run(data):
     return {"pid": os.getpid(), "ppid": os.getppid(), "cwd": os.getcwd()}
 "#;
 
-pub(crate) const RAISES: &str = "def init():\n    raise RuntimeError('the weights file is damaged')\n\ndef run(data):\n    return 1\n";
+pub(crate) const RAISES: &str =
+    "def init():\n    raise RuntimeError('the weights file is damaged')\n\ndef run(data):\n    return 1\n";
 pub(crate) const EXITS: &str = "import os\n\ndef init():\n    os._exit(7)\n\ndef run(data):\n    return 1\n";
 pub(crate) const HANGS: &str = "import time\n\ndef init():\n    time.sleep(600)\n\ndef run(data):\n    return 1\n";
 
@@ -63,7 +64,8 @@ pub(crate) fn environment() -> Option<&'static Path> {
             let made = folder.join("made");
             if !made.exists() {
                 run(Command::new(&uv).args(["venv", "--quiet", "--clear"]).arg(&folder))?;
-                let install = ["pip", "install", "--quiet", "--compile-bytecode", "azureml-inference-server-http==1.5.1"];
+                let install =
+                    ["pip", "install", "--quiet", "--compile-bytecode", "azureml-inference-server-http==1.5.1"];
                 run(Command::new(&uv).args(install).arg("--python").arg(folder.join("bin/python")))?;
                 File::create(made).unwrap();
             }
@@ -121,7 +123,12 @@ impl Place {
         self.release_with(generation, &[("score.py", script)], serde_json::json!({})).await
     }
 
-    pub(crate) async fn release_with(&self, generation: u64, files: &[(&str, &str)], more: serde_json::Value) -> Release {
+    pub(crate) async fn release_with(
+        &self,
+        generation: u64,
+        files: &[(&str, &str)],
+        more: serde_json::Value,
+    ) -> Release {
         let mut spec = serde_json::json!({ "entryScript": "score.py" });
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         Release {
@@ -161,7 +168,8 @@ pub(crate) async fn news(
     wanted: impl Fn(&Status) -> bool,
 ) -> Observed {
     loop {
-        let observed = tokio::time::timeout(Duration::from_secs(60), changes.recv()).await.expect("news in time").unwrap();
+        let observed =
+            tokio::time::timeout(Duration::from_secs(60), changes.recv()).await.expect("news in time").unwrap();
         if observed.replica == *replica && wanted(&observed.status) {
             return observed;
         }

@@ -152,7 +152,8 @@ async fn a_worker_that_dies_takes_its_replica_with_it() {
     let ended = news(&mut changes, &replica.replica, has_exited).await;
     assert_eq!(exit(&backend, ended).await.how, Ended::Code(9));
 
-    let more = json!({ "requests": { "maxConcurrentPerReplica": 2, "maxQueueWaitMs": 500, "scoringTimeoutMs": 60000 } });
+    let more =
+        json!({ "requests": { "maxConcurrentPerReplica": 2, "maxQueueWaitMs": 500, "scoringTimeoutMs": 60000 } });
     let two = place.release_with(2, &[("score.py", GOOD)], more).await;
     backend.start(order("r-2", &two)).await;
     let replica = news(&mut changes, &"r-2".parse().unwrap(), is_ready).await;
@@ -192,6 +193,8 @@ async fn a_worker_without_a_sign_of_life_is_ended() {
         runtime::testing::skip("a_worker_without_a_sign_of_life_is_ended", "this machine has just been started");
         return;
     }
+    let pid = answer(&replica, json!({})).await["pid"].to_string();
+    assert!(Command::new("kill").args(["-STOP", &pid]).status().unwrap().success(), "it can touch nothing any more");
     heartbeat.unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
     let ended = news(&mut changes, &replica.replica, has_exited).await;
     let cause = exit(&backend, ended).await.cause.unwrap().cause;
