@@ -100,7 +100,7 @@ impl Streamed {
     fn finish(&mut self) {
         self.body = None;
         if let (Some(wire), Some(slot)) = (self.wire.take(), self.slot.take()) {
-            self.thread.pool.keep(&slot.peer().address, wire);
+            self.thread.pool.keep(slot.peer(), wire);
         }
     }
 

@@ -8,6 +8,8 @@ use hyper::{
 };
 use uuid::{Builder, Uuid};
 
+use crate::headers::{Mark, Marks};
+
 /// The id of a request, in v1's spelling.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The id that v1's clients give a request.
@@ -34,20 +36,19 @@ impl Ids {
     }
 
     /// Sees to it that a request has an id and a trace context, and returns its names.
-    pub(crate) fn give(&self, headers: &mut HeaderMap) -> Names {
-        let request = match headers.get(&REQUEST_ID) {
-            Some(given) => given.clone(),
-            None => {
-                let made = self.request_id();
-                headers.insert(REQUEST_ID, made.clone());
-                made
-            }
-        };
-        if !headers.contains_key(&TRACEPARENT) {
+    pub(crate) fn give(&self, headers: &mut HeaderMap, marks: Marks) -> Names {
+        let given = if marks.has(Mark::RequestId) { headers.get(&REQUEST_ID).cloned() } else { None };
+        let request = given.unwrap_or_else(|| {
+            let made = self.request_id();
+            headers.insert(REQUEST_ID, made.clone());
+            made
+        });
+        if !marks.has(Mark::Traceparent) {
             let ((high, low), (span, _)) = (self.next(), self.next());
             headers.insert(TRACEPARENT, traceparent(high, low, span));
         }
-        Names { request, client: headers.get(&CLIENT_REQUEST_ID).cloned() }
+        let client = if marks.has(Mark::ClientRequestId) { headers.get(&CLIENT_REQUEST_ID).cloned() } else { None };
+        Names { request, client }
     }
 
     fn request_id(&self) -> HeaderValue {
@@ -113,7 +114,7 @@ mod tests {
         let (ids, mut seen) = (Ids::new(), HashSet::new());
         for _ in 0..1000 {
             let mut headers = HeaderMap::new();
-            ids.give(&mut headers);
+            ids.give(&mut headers, Marks::of(&HeaderMap::new()));
             let (id, trace) = (headers[&REQUEST_ID].to_str().unwrap(), headers[&TRACEPARENT].to_str().unwrap());
             assert!(id.parse::<Uuid>().is_ok_and(|id| id.get_version_num() == 4), "{id}");
             assert!(trace.len() == 55 && trace.starts_with("00-") && trace.ends_with("-01"), "{trace}");
@@ -127,7 +128,8 @@ mod tests {
         headers.insert(REQUEST_ID, HeaderValue::from_static("mine"));
         headers.insert(TRACEPARENT, HeaderValue::from_static("00-a-b-00"));
         let before = headers.clone();
-        Ids::new().give(&mut headers);
+        let marks = Marks::of(&headers);
+        Ids::new().give(&mut headers, marks);
         assert_eq!(headers, before);
     }
 }

@@ -1,27 +1,29 @@
 //! Connections to replicas that may be used again: a few, for a short time, of one thread.
 
 use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::time::{Duration, Instant};
 
-use crate::{address::Address, upstream::Wire};
+use crate::{slots::Peer, upstream::Wire};
 
 /// Connections kept to one replica.
 const MOST: usize = 256;
 
-/// Idle connections by address.
+/// Idle connections.
 pub(crate) struct Pool {
+    /// By the place of the peer in memory, which is its own as long as it is held here: comparing numbers is all that a look-up costs.
     /// Used by one thread; the lock is there since tasks may move in principle.
-    idle: Mutex<HashMap<Address, Vec<Idle>>>,
+    idle: Mutex<BTreeMap<usize, Idle>>,
     keep: Duration,
 }
 
 struct Idle {
-    wire: Wire,
-    since: Instant,
+    _peer: Arc<Peer>,
+    /// The one used last at the end.
+    wires: Vec<(Wire, Instant)>,
 }
 
 impl Pool {
@@ -32,47 +34,48 @@ impl Pool {
     }
 
     /// A connection that the other side still holds. The one used last, since it is the least likely to be closed.
-    pub(crate) fn take(&self, address: &Address) -> Option<Wire> {
+    pub(crate) fn take(&self, peer: &Arc<Peer>) -> Option<Wire> {
         let mut idle = self.lock();
-        let wires = idle.get_mut(address)?;
-        let now = Instant::now();
-        while let Some(mut last) = wires.pop() {
-            if now - last.since >= self.keep {
+        let wires = &mut idle.get_mut(&place(peer))?.wires;
+        while let Some((mut wire, since)) = wires.pop() {
+            if since.elapsed() >= self.keep {
                 // All others are older still.
                 wires.clear();
                 return None;
             }
-            if last.wire.is_usable() {
-                return Some(last.wire);
+            if wire.is_usable() {
+                return Some(wire);
             }
         }
         None
     }
 
-    /// Keeps a connection, if it is ready for another request.
-    pub(crate) fn keep(&self, address: &Address, mut wire: Wire) {
-        if self.keep.is_zero() || !wire.is_usable() {
+    /// Keeps a connection whose answer has come whole, unless the replica closes it.
+    pub(crate) fn keep(&self, peer: &Arc<Peer>, wire: Wire) {
+        if self.keep.is_zero() || !wire.lasts() {
             return;
         }
         let mut idle = self.lock();
-        let since = Instant::now();
-        match idle.get_mut(address) {
-            Some(wires) if wires.len() >= MOST => {}
-            Some(wires) => wires.push(Idle { wire, since }),
-            None => drop(idle.insert(address.clone(), vec![Idle { wire, since }])),
+        let new = || Idle { _peer: peer.clone(), wires: Vec::new() };
+        let wires = &mut idle.entry(place(peer)).or_insert_with(new).wires;
+        if wires.len() < MOST {
+            wires.push((wire, Instant::now()));
         }
     }
 
     /// Closes what has been idle for too long.
     pub(crate) fn sweep(&self) {
-        let now = Instant::now();
-        self.lock().retain(|_, wires| {
-            wires.retain(|idle| now - idle.since < self.keep);
-            !wires.is_empty()
+        self.lock().retain(|_, idle| {
+            idle.wires.retain(|(_, since)| since.elapsed() < self.keep);
+            !idle.wires.is_empty()
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Address, Vec<Idle>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn place(peer: &Arc<Peer>) -> usize {
+    Arc::as_ptr(peer).addr()
 }

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use hyper::{
-    Request, Response,
+    Request, Response, Version,
     body::{Body, Frame, Incoming},
     client::conn::http1,
 };
@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_util::either::Either;
 
-use crate::{address::Address, request_body::RequestBody};
+use crate::{address::Address, headers, request_body::RequestBody};
 
 type Stream = Either<UnixStream, TcpStream>;
 type Connection = http1::Connection<TokioIo<Stream>, RequestBody>;
@@ -33,6 +33,8 @@ pub(crate) struct Wire {
     sender: http1::SendRequest<RequestBody>,
     /// None once it has ended. Boxed, since it is large and handed on several times a request.
     connection: Option<Box<Connection>>,
+    /// The other side has not said that it closes it.
+    lasts: bool,
 }
 
 /// Why an exchange came to nothing.
@@ -61,7 +63,12 @@ impl Wire {
         let stream = tokio::time::timeout(limit, connecting).await??;
         let handshake = http1::Builder::new().max_buf_size(buffer).handshake(TokioIo::new(stream));
         let (sender, connection) = handshake.await.map_err(io::Error::other)?;
-        Ok(Self { sender, connection: Some(Box::new(connection)) })
+        Ok(Self { sender, connection: Some(Box::new(connection)), lasts: true })
+    }
+
+    /// Whether it may serve another request, as far as the last answer said.
+    pub(crate) fn lasts(&self) -> bool {
+        self.lasts
     }
 
     /// Whether the other side still holds it, and it is ready for another request.
@@ -82,7 +89,10 @@ impl Wire {
         })
         .await;
         match answered {
-            Ok(response) => Ok((response, self)),
+            Ok(response) => {
+                self.lasts = response.version() == Version::HTTP_11 && !headers::closes(response.headers());
+                Ok((response, self))
+            }
             Err(mut error) => match error.take_message() {
                 Some(request) => Err(Failed::Unsent(Box::new(request))),
                 None if error.error().is_parse() => Err(Failed::Garbled),

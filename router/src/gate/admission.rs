@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use proto::id::ReplicaId;
 use tokio::{
     sync::oneshot,
     time::{Duration, Instant},
@@ -20,12 +19,12 @@ impl Gate {
     /// its place in the line. Dropping the future leaves the line at once.
     pub(crate) async fn enter(
         self: &Arc<Self>,
+        now: Instant,
         ticket: &mut Option<Ticket>,
         until: Instant,
         bound: usize,
     ) -> Result<Slot, Refusal> {
         let mut waiting = {
-            let now = Instant::now();
             let mut inner = self.lock();
             if inner.gone {
                 return Err(self.no_such_service());
@@ -136,11 +135,6 @@ impl Slot {
     /// The replica.
     pub(crate) fn peer(&self) -> &Arc<Peer> {
         &self.peer
-    }
-
-    /// The replica's name.
-    pub(crate) fn replica(&self) -> ReplicaId {
-        self.peer.id.clone()
     }
 
     /// The replica has answered, so long after the request came.
