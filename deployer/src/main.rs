@@ -1,1 +1,12 @@
-fn main() {}
+//! The deployer as a program of its own.
+
+use clap::Parser;
+use deployer::Args;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let rt = runtime::start("deployer", &args.common).await?;
+    deployer::run(args.try_into()?, rt.clone()).await?;
+    rt.finish().await
+}

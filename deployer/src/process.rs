@@ -9,6 +9,7 @@ mod archives;
 mod cgroup;
 mod kept;
 mod log;
+mod look;
 mod main_process;
 mod prepare;
 mod probe;

@@ -81,14 +81,15 @@ impl Replica {
         !matches!(self.phase, Phase::Ordered)
     }
 
-    /// Takes what was observed. A replica that has ended stays so: news that was on its way does not bring it back.
+    /// Takes what was observed. A replica never goes back: news that was overtaken does not make it start or live again.
     pub(super) fn observe(&mut self, now: Instant, observed: &Observed) {
         self.start = observed.start;
         self.unlimited.clone_from(&observed.unlimited);
         if observed.address.is_some() {
             self.address.clone_from(&observed.address);
         }
-        if self.has_exited() {
+        let overtaken = self.is_ready() && matches!(observed.status, Status::Starting(_) | Status::Preparing);
+        if self.has_exited() || overtaken {
             return;
         }
         self.phase = match (&observed.status, &self.phase) {
