@@ -172,6 +172,7 @@ impl Config {
             python_downloads: self.python_downloads,
             deadline: self.limits.build_deadline,
             variables,
+            syncing: Default::default(),
         }
     }
 

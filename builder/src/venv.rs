@@ -5,7 +5,9 @@
 //! that makes this environment. It knows uv's commands and Python's folders. It does not know leases, events or who waits.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -28,12 +30,16 @@ use crate::{
 
 /// The file that is in an environment that is whole.
 const MARKER: &str = "kaai-environment.json";
+/// The file that is in an environment that would survive the loss of power.
+const SYNCED: &str = "kaai-environment.synced";
 /// What every service imports; the user's script is not among it.
 const IMPORTS: &str = "import gunicorn.app.wsgiapp, azureml_inference_server_http.server.create_app";
 /// How long a Python may take to say its version.
 const QUICK: Duration = Duration::from_secs(20);
 /// How long fetching a Python may take.
 const FETCH: Duration = Duration::from_secs(300);
+/// How long a new environment is left to the kernel, which writes it to disk by and by.
+const SETTLE: Duration = Duration::from_secs(45);
 /// The oldest uv whose words are understood.
 const OLDEST_UV: (u64, u64) = (0, 4);
 
@@ -50,6 +56,8 @@ pub struct Venv {
     pub(crate) deadline: Duration,
     /// All environment variables of what is started.
     pub(crate) variables: Vec<(String, std::ffi::OsString)>,
+    /// Environments that are about to be synced.
+    pub(crate) syncing: Arc<Mutex<BTreeSet<PathBuf>>>,
 }
 
 /// What the marker says.
@@ -60,6 +68,8 @@ struct Marker {
     recipe: u32,
     python: String,
     built: String,
+    /// Which start of the machine it was made in: as long as that lasts, nothing of it can be lost.
+    boot: String,
     packages: Vec<String>,
 }
 
@@ -106,6 +116,30 @@ impl Venv {
             (Some(major), Some(minor)) if (major, minor) >= OLDEST_UV => Ok(said),
             (Some(_), Some(_)) => Err(UvError::TooOld { program, version: said }),
             _ => Err(missing(format!("it says {said:?}"))),
+        }
+    }
+
+    /// Has a new environment written to disk after a while, so that it survives a loss of power; until then that costs a build.
+    ///
+    /// Not at once: it would hold up the bus, whose every write waits for the disk, just when the service starts. A thread of its own,
+    /// because the process may end without it; then it is caught up on when the environment is next looked at.
+    fn sync_later(&self, folder: &Path) {
+        let folder = folder.to_owned();
+        if folder.join(SYNCED).exists()
+            || !self.syncing.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.clone())
+        {
+            return;
+        }
+        let syncing = self.syncing.clone();
+        let work = move || {
+            std::thread::sleep(SETTLE);
+            if let Err(error) = sync(&folder) {
+                tracing::debug!(folder = %folder.display(), %error, "not synced; after a loss of power it is built again");
+            }
+            syncing.lock().unwrap_or_else(PoisonError::into_inner).remove(&folder);
+        };
+        if let Err(error) = std::thread::Builder::new().name("kaai-sync".to_owned()).spawn(work) {
+            tracing::debug!(%error, "no thread to sync with");
         }
     }
 
@@ -274,10 +308,12 @@ impl Venv {
             recipe: RECIPE,
             python: python.clone(),
             built: runtime::clock::now_rfc3339(),
+            boot: boot(),
             packages,
         };
         let target = folder.to_owned();
         blocking(move || write_marker(&target, &marker)).await.map_err(|error| disk(folder, &error))?;
+        self.sync_later(folder);
         Ok(Image::VirtualEnvironment { path, python })
     }
 }
@@ -288,7 +324,7 @@ impl Maker for Venv {
         let made = timeout(self.deadline, self.fill(&folder, hash, plan, log)).await.unwrap_or_else(|_| {
             Err(Failure::platform(
                 Stage::Building,
-                format!("the environment was not built within {} minutes", self.deadline.as_secs().div_ceil(60)),
+                format!("the environment was not built within {}", in_words(self.deadline)),
                 "give builds more time with --build-deadline-seconds, or ask for packages that need no building",
             ))
         });
@@ -301,20 +337,29 @@ impl Maker for Venv {
     async fn is_there(&self, image: &Image) -> bool {
         let Image::VirtualEnvironment { path, .. } = image;
         let folder = Path::new(path);
-        tokio::fs::try_exists(folder.join(MARKER)).await.unwrap_or(false)
-            && self.version(&folder.join("bin/python")).await.is_some()
+        let there = whole(folder).await.is_some() && self.version(&folder.join("bin/python")).await.is_some();
+        if there {
+            self.sync_later(folder);
+        }
+        there
     }
 
     async fn find(&self, hash: &EnvironmentHash) -> Option<Image> {
         for folder in attempts(&self.folder(hash)).await {
-            let Ok(text) = tokio::fs::read(folder.join(MARKER)).await else { continue };
-            let Ok(marker) = serde_json::from_slice::<Marker>(&text) else { continue };
+            let Some(marker) = whole(&folder).await else { continue };
             let image = Image::VirtualEnvironment { path: folder.display().to_string(), python: marker.python };
             if marker.hash == *hash && marker.recipe == RECIPE && self.is_there(&image).await {
                 return Some(image);
             }
         }
         None
+    }
+}
+
+fn in_words(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds => format!("{} minutes", seconds / 60),
     }
 }
 
@@ -345,10 +390,18 @@ async fn attempts(parent: &Path) -> Vec<PathBuf> {
     folders
 }
 
+/// What the marker of an environment says, if it is whole: all of it was written, and nothing of it was lost since.
+async fn whole(folder: &Path) -> Option<Marker> {
+    let text = tokio::fs::read(folder.join(MARKER)).await.ok()?;
+    let marker: Marker = serde_json::from_slice(&text).ok()?;
+    let kept = marker.boot == boot() || tokio::fs::try_exists(folder.join(SYNCED)).await.unwrap_or(false);
+    kept.then_some(marker)
+}
+
 /// Removes what earlier makings left unfinished. One that is whole stays, even if it was not found usable: a replica may run from it.
 async fn sweep(parent: &Path) {
     for folder in attempts(parent).await {
-        if !tokio::fs::try_exists(folder.join(MARKER)).await.unwrap_or(true) {
+        if whole(&folder).await.is_none() {
             remove(folder).await;
         }
     }
@@ -362,15 +415,25 @@ async fn remove(folder: PathBuf) {
     }
 }
 
-/// Writes the marker last: everything else of the environment is on disk before it.
+/// Names this start of the machine; all starts are one where the kernel does not tell.
+fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// Writes the marker last, whole or not at all.
 fn write_marker(folder: &Path, marker: &Marker) -> std::io::Result<()> {
-    let text = serde_json::to_vec_pretty(marker)?;
-    let handle = std::fs::File::open(folder)?;
-    rustix::fs::syncfs(&handle)?;
     let partial = folder.join("kaai-environment.partial");
-    std::fs::write(&partial, text)?;
+    std::fs::write(&partial, serde_json::to_vec_pretty(marker)?)?;
     std::fs::File::open(&partial)?.sync_all()?;
     std::fs::rename(&partial, folder.join(MARKER))?;
+    std::fs::File::open(folder)?.sync_all()
+}
+
+/// Has everything written to disk, and says so in the environment.
+fn sync(folder: &Path) -> std::io::Result<()> {
+    let handle = std::fs::File::open(folder)?;
+    rustix::fs::syncfs(&handle)?;
+    std::fs::File::create(folder.join(SYNCED))?.sync_all()?;
     handle.sync_all()
 }
 

@@ -1,7 +1,6 @@
 //! A bus, builders on it whose maker pretends, and requests.
 
 use std::{
-    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -28,29 +27,29 @@ use runtime::{
 use tokio::{sync::Notify, task::JoinHandle};
 
 /// How long a test waits for anything.
-pub const LONG: Duration = Duration::from_secs(30);
+pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 /// What all pretending makers of a test share: the world in which environments are.
 #[derive(Default)]
-pub struct World {
+pub(crate) struct World {
     /// How many builds were begun.
-    pub begun: AtomicUsize,
+    pub(crate) begun: AtomicUsize,
     /// How many builds run now.
-    pub running: AtomicUsize,
+    pub(crate) running: AtomicUsize,
     /// How many builds ran at the same time at most.
-    pub most: AtomicUsize,
+    pub(crate) most: AtomicUsize,
     /// Builds wait here until the test lets them go on.
-    pub gate: Notify,
+    pub(crate) gate: Notify,
     /// Whether builds wait at the gate.
-    pub gated: bool,
+    pub(crate) gated: bool,
     /// Why builds fail, if they do.
-    pub failure: Mutex<Option<Failure>>,
+    pub(crate) failure: Mutex<Option<Failure>>,
     /// The environments that are there.
-    pub there: Mutex<Vec<Image>>,
+    pub(crate) there: Mutex<Vec<Image>>,
 }
 
 /// A maker that makes nothing.
-pub struct Pretender(pub Arc<World>);
+pub(crate) struct Pretender(pub(crate) Arc<World>);
 
 struct Running<'a>(&'a World);
 
@@ -95,24 +94,24 @@ impl Maker for Pretender {
 }
 
 /// A bus with builders.
-pub struct Scene {
-    pub nats: Nats,
-    pub world: Arc<World>,
-    pub limits: Limits,
+pub(crate) struct Scene {
+    pub(crate) nats: Nats,
+    pub(crate) world: Arc<World>,
+    pub(crate) limits: Limits,
     /// The test's own connection.
-    pub rt: Runtime,
-    pub bucket: Bucket<EnvironmentRecord>,
+    pub(crate) rt: Runtime,
+    pub(crate) bucket: Bucket<EnvironmentRecord>,
 }
 
 /// One builder that runs, on threads of its own.
-pub struct Live {
-    pub rt: Runtime,
+pub(crate) struct Live {
+    pub(crate) rt: Runtime,
     threads: Option<tokio::runtime::Runtime>,
     task: JoinHandle<()>,
 }
 
 impl Scene {
-    pub async fn new(world: World) -> Self {
+    pub(crate) async fn new(world: World) -> Self {
         let nats = Nats::start().await;
         let rt = nats.runtime("test").await;
         let limits = Limits {
@@ -126,7 +125,7 @@ impl Scene {
     }
 
     /// Starts one more builder.
-    pub async fn builder(&self) -> Live {
+    pub(crate) async fn builder(&self) -> Live {
         let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (maker, limits, settings) =
             (Pretender(self.world.clone()), self.limits.clone(), self.nats.settings("builder"));
@@ -140,7 +139,7 @@ impl Scene {
     }
 
     /// Says that a project has been packaged.
-    pub async fn request(&self, service: &str, generation: u64, environment: EnvironmentSpec) {
+    pub(crate) async fn request(&self, service: &str, generation: u64, environment: EnvironmentSpec) {
         let event = packaged(generation, environment);
         let service: ServiceName = service.parse().unwrap();
         let id = format!("test/{service}/{generation}");
@@ -148,7 +147,7 @@ impl Scene {
     }
 
     /// What was said of a service so far, in order, as far as it is such an event.
-    pub async fn said<E: Event>(&self, service: &str) -> Vec<E> {
+    pub(crate) async fn said<E: Event>(&self, service: &str) -> Vec<E> {
         let mut history = self.rt.bus.history(&Workspace::default(), 0).await.unwrap();
         let mut said = Vec::new();
         loop {
@@ -163,43 +162,43 @@ impl Scene {
     }
 
     /// Waits until something was said of a service, and returns the first.
-    pub async fn first<E: Event>(&self, service: &str) -> E {
+    pub(crate) async fn first<E: Event>(&self, service: &str) -> E {
         until(&format!("{} is said of {service}", E::TYPE), LONG, async || self.said(service).await.into_iter().next())
             .await
     }
 
-    pub async fn resolved(&self, service: &str) -> ImageResolved {
+    pub(crate) async fn resolved(&self, service: &str) -> ImageResolved {
         self.first(service).await
     }
 
-    pub async fn failed(&self, service: &str) -> DeploymentFailed {
+    pub(crate) async fn failed(&self, service: &str) -> DeploymentFailed {
         self.first(service).await
     }
 
     /// What is recorded of an environment.
-    pub async fn record(&self, environment: &EnvironmentSpec) -> Option<EnvironmentRecord> {
+    pub(crate) async fn record(&self, environment: &EnvironmentSpec) -> Option<EnvironmentRecord> {
         let hash = builder::identity::hash(environment).unwrap();
         self.bucket.get(hash.as_str()).await.unwrap().map(|entry| entry.value)
     }
 
     /// Waits until so many builds run.
-    pub async fn building(&self, number: usize) {
+    pub(crate) async fn building(&self, number: usize) {
         until("a build runs", LONG, async || (self.world.running.load(Ordering::SeqCst) == number).then_some(())).await;
     }
 
-    pub fn begun(&self) -> usize {
+    pub(crate) fn begun(&self) -> usize {
         self.world.begun.load(Ordering::SeqCst)
     }
 }
 
 impl Live {
     /// Ends the builder without a word, as `kill -9` would: nothing is said any more, nothing is given back.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.threads.take().unwrap().shutdown_background();
     }
 
     /// Stops the builder as SIGTERM would, and waits until it has ended.
-    pub async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         self.rt.shutdown.cancel();
         (&mut self.task).await.unwrap();
         self.rt.tasks.wait().await;
@@ -214,7 +213,7 @@ impl Drop for Live {
     }
 }
 
-pub fn environment(pip: &[&str]) -> EnvironmentSpec {
+pub(crate) fn environment(pip: &[&str]) -> EnvironmentSpec {
     let conda = CondaSpec {
         file: Some("environment.yml".to_owned()),
         dependencies: vec!["python=3.11".to_owned()],
@@ -224,7 +223,7 @@ pub fn environment(pip: &[&str]) -> EnvironmentSpec {
     EnvironmentSpec { conda, ..EnvironmentSpec::default() }
 }
 
-pub fn packaged(generation: u64, environment: EnvironmentSpec) -> ProjectPackaged {
+pub(crate) fn packaged(generation: u64, environment: EnvironmentSpec) -> ProjectPackaged {
     let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
     ProjectPackaged {
         generation: Generation(generation),
@@ -253,13 +252,6 @@ pub fn packaged(generation: u64, environment: EnvironmentSpec) -> ProjectPackage
     }
 }
 
-pub fn failure(blame: Blame) -> Failure {
+pub(crate) fn failure(blame: Blame) -> Failure {
     Failure { blame, ..Failure::project(Stage::Building, "there is no package x", "check its spelling") }
-}
-
-/// A folder for a test with uv that goes when the test ends.
-pub fn folder() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().to_owned();
-    (folder, path)
 }

@@ -1,5 +1,7 @@
 //! The builder as a whole: on a real bus with a maker that only pretends, and with uv.
 
+#![expect(clippy::unwrap_used, reason = "this is a test from end to end")]
+
 mod harness;
 mod requests;
 mod single_flight;
