@@ -262,7 +262,7 @@ impl Starting<'_> {
 
         let rt = self.runtime("deployer").await?;
         stops.push(rt.shutdown.clone());
-        let config = deployer_config(home);
+        let config = deployer::Config { on_stop: deployer::OnStop::End, ..deployer::Config::new(home.join("deployer")) };
         components.spawn(alone(rt.clone(), deployer::run(config, rt)));
         Ok((components, stops, bound))
     }
