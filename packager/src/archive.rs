@@ -474,6 +474,35 @@ mod tests {
     }
 
     #[test]
+    fn more_entries_than_sixteen_bits_can_count_are_read_back() {
+        let out = TempDir::new().unwrap();
+        let mut zip = Zip::create(&out.path().join("a.zip")).unwrap();
+        let folder = tree();
+        let mut walk = walk(&folder);
+        let file = walk.files.iter().find(|file| file.path == "empty").unwrap().clone();
+        walk.files = (0..70_000).map(|n| File { path: format!("{n:05}"), ..file.clone() }).collect();
+        let entry = Entry {
+            method: Method::Stored,
+            executable: false,
+            streamed: false,
+            large: false,
+            crc: 0,
+            compressed: 0,
+            size: 0,
+            offset: 0,
+        };
+        for file in &walk.files {
+            let mut header = Vec::new();
+            entry.put_local_header(&file.path, &mut header);
+            zip.put(Done::Batch(header, vec![entry]), &walk).unwrap();
+        }
+        zip.finish(&walk).unwrap();
+        let read = ::zip::ZipArchive::new(fs::File::open(out.path().join("a.zip")).unwrap()).unwrap();
+        assert_eq!(read.len(), 70_000);
+        assert!(read.index_for_name("69999").is_some());
+    }
+
+    #[test]
     fn giving_up_leaves_nothing() {
         let folder = tree();
         let out = TempDir::new().unwrap();

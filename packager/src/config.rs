@@ -25,6 +25,9 @@ pub struct Args {
     /// Folder for what is being packaged [default: the system's temporary folder]
     #[arg(long, env = "KAAI_PACKAGER_WORK", value_name = "FOLDER")]
     pub work: Option<PathBuf>,
+    /// A folder in which projects may lie that are named by their path; may be given several times [default: any folder]
+    #[arg(long, env = "KAAI_PROJECT_FOLDERS", value_delimiter = ':', value_name = "FOLDER")]
+    pub project_folder: Vec<PathBuf>,
 }
 
 /// Checked settings of the packager. `Config::default()` is what a packager without arguments has.
@@ -38,11 +41,20 @@ pub struct Config {
     pub max_upload: u64,
     /// Where zips are written before they are stored.
     pub work: PathBuf,
+    /// Where projects may lie that are named by their path, and nothing outside which they may then reach; anywhere when empty,
+    /// which is for a packager that serves the user whose machine it runs on.
+    pub folders: Vec<PathBuf>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { jobs: 4, limits: Limits::PROJECT, max_upload: 100 << 30, work: std::env::temp_dir() }
+        Self {
+            jobs: 4,
+            limits: Limits::PROJECT,
+            max_upload: 100 << 30,
+            work: std::env::temp_dir(),
+            folders: Vec::new(),
+        }
     }
 }
 
@@ -52,9 +64,9 @@ pub enum Error {
     /// No work could ever be done.
     #[error("--jobs is 0; choose at least 1")]
     NoJobs,
-    /// There is no place to write.
-    #[error("the folder {folder} for --work cannot be used: {source}")]
-    Work {
+    /// A folder for projects is not there.
+    #[error("the folder {folder} for --project-folder cannot be used: {source}")]
+    Folder {
         /// The folder.
         folder: PathBuf,
         /// Why.
@@ -69,9 +81,34 @@ impl TryFrom<Args> for Config {
         if args.jobs == 0 {
             return Err(Error::NoJobs);
         }
-        let work = args.work.unwrap_or_else(std::env::temp_dir);
-        std::fs::create_dir_all(&work).map_err(|source| Error::Work { folder: work.clone(), source })?;
+        let real = |folder: PathBuf| std::fs::canonicalize(&folder).map_err(|source| Error::Folder { folder, source });
+        let folders = args.project_folder.into_iter().map(real).collect::<Result<_, _>>()?;
         let limits = Limits { bytes: args.max_project_size.saturating_mul(1 << 20), ..Limits::PROJECT };
-        Ok(Self { jobs: args.jobs, limits, max_upload: args.max_upload_size.saturating_mul(1 << 20), work })
+        let max_upload = args.max_upload_size.saturating_mul(1 << 20);
+        let work = args.work.unwrap_or_else(std::env::temp_dir);
+        Ok(Self { jobs: args.jobs, limits, max_upload, work, folders })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn config(args: &[&str]) -> Result<Config, Error> {
+        Args::try_parse_from(["kaai-packager"].iter().chain(args)).unwrap().try_into()
+    }
+
+    #[test]
+    fn without_arguments_the_settings_are_the_default_ones() {
+        let (config, default) = (config(&[]).unwrap(), Config::default());
+        assert_eq!(format!("{config:?}"), format!("{default:?}"));
+    }
+
+    #[test]
+    fn a_setting_with_which_nothing_could_work_is_refused() {
+        assert!(matches!(config(&["--jobs", "0"]), Err(Error::NoJobs)));
+        assert!(matches!(config(&["--project-folder", "/no/such/folder"]), Err(Error::Folder { .. })));
     }
 }

@@ -1,30 +1,38 @@
 //! One request, from its source to a stored archive and a complete specification. Done twice, it gives the same.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use proto::{
+    deployer::DeploymentProgressed,
     failure::{Failure, Stage},
-    id::{ModelName, ServiceName, Workspace},
-    packager::{Archive, DeploymentRequested, SealedKeys},
+    id::{Digest, Generation, ModelName, ServiceName, Workspace},
+    packager::{Archive, DeploymentRequested, SealedKeys, Source},
     query::{Keys, RegisterModel},
     spec::{ModelRef, ServiceSpec},
     subject,
 };
 use runtime::{
     Runtime,
-    bus::Bucket,
-    store::{self, archive_key},
+    bus::{Bucket, Bus},
+    store::archive_key,
 };
+use tempfile::TempDir;
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::{
     archive,
-    project::{self, Project, models::NamedModel},
-    registry::{self, Registry},
+    metrics::Metrics,
+    project::{self, Project, given, models::NamedModel},
+    registry::Registry,
     seal,
-    source::{self, Checkout, checkout},
+    source::{Checkout, Means, checkout, fetch_archive},
+    trouble::{io, packed, walked},
+    upload::{Contents, contents},
     walk::{Limits, Links, Walk},
+    work::Work,
 };
+
+pub(crate) use crate::trouble::Error;
 
 /// How long the deployer's public key is waited for: a deployer that has never run yet has none.
 const DEPLOYER: Duration = Duration::from_secs(30);
@@ -35,17 +43,22 @@ pub(crate) struct Parts {
     pub(crate) registry: Registry,
     pub(crate) facts: Bucket<String>,
     pub(crate) limits: Limits,
-    pub(crate) work: PathBuf,
+    pub(crate) folders: Vec<PathBuf>,
+    pub(crate) work: Work,
+    pub(crate) metrics: Metrics,
 }
 
 /// A request for one service.
 pub(crate) struct Job<'a> {
+    pub(crate) parts: &'a Parts,
     pub(crate) workspace: &'a Workspace,
     pub(crate) service: &'a ServiceName,
+    pub(crate) news: News<'a>,
     pub(crate) request: DeploymentRequested,
 }
 
 /// What `project.packaged` says.
+#[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) archive: Archive,
     pub(crate) spec: ServiceSpec,
@@ -53,103 +66,190 @@ pub(crate) struct Done {
     pub(crate) warnings: Vec<String>,
 }
 
-/// Why a request was not carried out.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    /// It cannot be, as it is.
-    #[error("{0}")]
-    Failure(Box<Failure>),
-    /// It may be, later.
-    #[error("{0}")]
-    Transient(String),
+/// Tells whoever watches how far it is.
+pub(crate) struct News<'a> {
+    pub(crate) bus: &'a Bus,
+    pub(crate) workspace: &'a Workspace,
+    pub(crate) service: &'a ServiceName,
+    pub(crate) generation: Generation,
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        Self::Failure(Box::new(failure))
-    }
-}
-
-impl From<source::Error> for Error {
-    fn from(error: source::Error) -> Self {
-        match error {
-            source::Error::Failure(failure) => Self::Failure(failure),
-            source::Error::Transient(cause) => Self::Transient(cause),
-        }
-    }
-}
-
-impl From<registry::Error> for Error {
-    fn from(error: registry::Error) -> Self {
-        match error {
-            registry::Error::Refused(refusal) => {
-                Failure::project(Stage::Packaging, refusal.cause, refusal.remedy).into()
-            }
-            other => Self::Transient(other.to_string()),
-        }
-    }
-}
-
-impl From<store::Error> for Error {
-    fn from(error: store::Error) -> Self {
-        match error {
-            store::Error::Full { .. } => full(error.to_string()).into(),
-            other => Self::Transient(other.to_string()),
-        }
+impl News<'_> {
+    async fn tell(&self, stage: Stage, message: String) {
+        let (log, extra) = (Vec::new(), serde_json::Map::new());
+        let progress = DeploymentProgressed { generation: self.generation, stage, message, log, extra };
+        self.bus.tell(self.workspace, self.service, &progress).await;
     }
 }
 
 impl Job<'_> {
     /// Carries the request out.
-    pub(crate) async fn run(self, parts: &Parts) -> Result<Done, Error> {
-        let checkout = checkout(&self.request.source, self.service, &parts.rt.store, &parts.work).await?;
-        let project = match self.request.spec.clone() {
-            Some(spec) => given(spec, &checkout, parts.limits).await?,
-            None => self.read(&checkout, parts.limits).await?,
+    pub(crate) async fn run(mut self) -> Result<Done, Error> {
+        let spec = self.request.spec.take();
+        if let Some(spec) = &spec {
+            given::check(spec)?;
+            self.check_models(&spec.models).await?;
+        }
+        match (spec, &self.request.source) {
+            (Some(spec), Source::Upload(digest)) => self.as_sent(spec, digest).await,
+            (Some(spec), _) => {
+                let checkout = self.checkout().await?;
+                let files = given_files(&spec, &checkout, self.parts.limits).await?;
+                let archive = self.pack(files).await?;
+                self.done(spec, archive, None, Vec::new()).await
+            }
+            (None, _) => {
+                let checkout = self.checkout().await?;
+                self.as_read(&checkout).await
+            }
+        }
+    }
+
+    async fn checkout(&self) -> Result<Checkout, Error> {
+        let parts = self.parts;
+        let what = match &self.request.source {
+            Source::Folder(_) => "reading the project".to_owned(),
+            Source::Git(git) => format!("fetching {}", git.revision),
+            Source::Upload(_) => "unpacking what was sent".to_owned(),
         };
-        let mut spec = project.spec;
-        for (name, version) in &project.registered {
-            spec.models.push(self.reference(parts, name, *version).await?);
+        self.news.tell(Stage::Packaging, what).await;
+        let means = Means {
+            store: &parts.rt.store,
+            work: parts.work.path(),
+            folders: &parts.folders,
+            bytes: parts.limits.bytes,
+        };
+        Ok(checkout(&self.request.source, self.service, &means).await?)
+    }
+
+    /// The sender has read and packed the project already: what it sent is the archive.
+    async fn as_sent(&self, spec: ServiceSpec, digest: &Digest) -> Result<Done, Error> {
+        let temporary = TempDir::new_in(self.parts.work.path()).map_err(|error| io(&error))?;
+        let zip = fetch_archive(digest, &self.parts.rt.store, temporary.path()).await?;
+        let size = std::fs::metadata(&zip).map_err(|error| io(&error))?.len();
+        let script = spec.entry_script.clone();
+        let found = blocking(move || contents(&zip, &script)).await?;
+        let wrong = |cause: String, remedy| Failure::project(Stage::Packaging, cause, remedy);
+        let Contents { files, bytes, has_script } =
+            found.map_err(|error| wrong(format!("what was sent is no zip: {error}"), "send a zip of the project"))?;
+        let limit = self.parts.limits.bytes;
+        if bytes > limit {
+            let cause = format!("{bytes} bytes are more than the limit of {limit}");
+            let remedy = "leave files out with .amlignore, or raise --max-project-size of the packager";
+            return Err(wrong(cause, remedy).into());
         }
-        for model in &project.models {
-            spec.models.push(self.register(parts, model, checkout.own).await?);
+        if !has_script {
+            let cause = format!("{} is not in what was sent", spec.entry_script);
+            return Err(wrong(cause, "name the entry script by its path in the archive").into());
         }
-        for model in &spec.models {
-            parts.registry.find(self.workspace, &model.name, model.version).await?;
+        let archive = Archive { digest: digest.clone(), size, files, ignored: 0 };
+        self.done(spec, archive, None, Vec::new()).await
+    }
+
+    /// The project's own files say what it is.
+    async fn as_read(&self, checkout: &Checkout) -> Result<Done, Error> {
+        let (folder, options, service) = (checkout.folder.clone(), self.request.options.clone(), self.service.clone());
+        let (limits, links) = (self.parts.limits, checkout.links);
+        let read = blocking(move || project::read_within(&folder, &options, &service, limits, links)).await?;
+        let Project { mut spec, files, models, registered, keys, warnings } = read?;
+        for (name, version) in &registered {
+            spec.models.push(self.reference(name, *version).await?);
         }
-        let sealed_keys = match (self.request.sealed_keys, &project.keys) {
-            (Some(sealed), _) => Some(sealed),
-            (None, Some(keys)) => Some(sealed(parts, keys).await?),
+        for model in &models {
+            spec.models.push(self.register(model, checkout.links).await?);
+        }
+        let archive = self.pack(files).await?;
+        self.done(spec, archive, keys, warnings).await
+    }
+
+    async fn done(
+        &self,
+        spec: ServiceSpec,
+        archive: Archive,
+        keys: Option<Keys>,
+        warnings: Vec<String>,
+    ) -> Result<Done, Error> {
+        let sealed_keys = match (&self.request.sealed_keys, keys) {
+            (Some(sealed), _) => Some(sealed.clone()),
+            (None, Some(keys)) => Some(self.sealed(&keys).await?),
             (None, None) => None,
         };
-        let archive = pack(parts, project.files).await?;
-        Ok(Done { archive, spec, sealed_keys, warnings: project.warnings })
+        Ok(Done { archive, spec, sealed_keys, warnings })
     }
 
-    async fn read(&self, checkout: &Checkout, limits: Limits) -> Result<Project, Error> {
-        let (folder, options, service) = (checkout.folder.clone(), self.request.options.clone(), self.service.clone());
-        let links = if checkout.own { Links::Anywhere } else { Links::Inside };
-        Ok(blocking(move || project::read_within(&folder, &options, &service, limits, links)).await??)
+    /// What a specification says of registered models must be so.
+    async fn check_models(&self, models: &[ModelRef]) -> Result<(), Error> {
+        for model in models {
+            let found = self.reference(&model.name, model.version).await?;
+            if found.digest != model.digest {
+                let cause = format!("the files of {}:{} are not the ones that were named", model.name, model.version);
+                return Err(Failure::project(Stage::Packaging, cause, "look up its digest: kaai models list").into());
+            }
+        }
+        Ok(())
     }
 
-    async fn reference(&self, parts: &Parts, name: &ModelName, version: u32) -> Result<ModelRef, Error> {
-        let found = parts.registry.find(self.workspace, name, version).await?;
+    async fn reference(&self, name: &ModelName, version: u32) -> Result<ModelRef, Error> {
+        let found = self.parts.registry.find(self.workspace, name, version).await?;
         Ok(ModelRef { name: name.clone(), version, digest: found.archive.digest })
     }
 
     /// Stores a model's files and registers them, unless they are its newest version already.
-    async fn register(&self, parts: &Parts, model: &NamedModel, own: bool) -> Result<ModelRef, Error> {
+    async fn register(&self, model: &NamedModel, links: Links) -> Result<ModelRef, Error> {
+        self.news.tell(Stage::Packaging, format!("registering model {}", model.name)).await;
         let path = model.path.clone();
-        let links = if own { Links::Anywhere } else { Links::Inside };
         let files = blocking(move || Walk::entry(&path, links)).await?;
         let files = files.map_err(|error| {
-            Failure::project(Stage::Packaging, format!("model {}: {error}", model.name), "mend or move its files")
+            let cause = format!("model {}: {error}", model.name);
+            Failure::project(Stage::Packaging, cause, "mend or move its files")
         })?;
         let entry = root_entry(&files);
-        let archive = pack(parts, files).await?;
+        let archive = self.pack(files).await?;
         let wanted = RegisterModel { name: model.name.clone(), version: model.version, archive, entry, reuse: true };
-        let registered = parts.registry.register(self.workspace, &wanted).await?;
+        let registered = self.parts.registry.register(self.workspace, &wanted).await?;
         Ok(ModelRef { name: model.name.clone(), version: registered.version, digest: registered.archive.digest })
+    }
+
+    /// Writes a zip in the folder for work and stores it, unless it is there already.
+    async fn pack(&self, files: Walk) -> Result<Archive, Error> {
+        self.news.tell(Stage::Packaging, counted(files.files.len())).await;
+        let temporary = TempDir::new_in(self.parts.work.path()).map_err(|error| io(&error))?;
+        let (zip, shutdown) = (temporary.path().join("archive.zip"), self.parts.rt.shutdown.clone());
+        let out = zip.clone();
+        let written = blocking(move || archive::write_while(&files, &out, &|| !shutdown.is_cancelled())).await?;
+        let archive = written.map_err(packed)?;
+        self.store(&archive, &zip).await?;
+        Ok(archive)
+    }
+
+    async fn store(&self, archive: &Archive, zip: &Path) -> Result<(), Error> {
+        let (store, metrics) = (&self.parts.rt.store, &self.parts.metrics);
+        let key = archive_key(&archive.digest);
+        // The name is the content's: what is there with that length is what would be written.
+        if store.size(&key).await? == Some(archive.size) {
+            metrics.present.inc();
+            return Ok(());
+        }
+        store.put_file(&key, zip).await?;
+        metrics.stored.inc();
+        Ok(())
+    }
+
+    async fn sealed(&self, keys: &Keys) -> Result<SealedKeys, Error> {
+        let deadline = Instant::now() + DEPLOYER;
+        let facts = &self.parts.facts;
+        let recipient = loop {
+            let found = facts.get(subject::DEPLOYER_KEY).await.map_err(|error| Error::Transient(error.to_string()))?;
+            match found {
+                Some(entry) => break entry.value,
+                None if Instant::now() < deadline => sleep(Duration::from_millis(200)).await,
+                None => {
+                    let cause = "no deployer has told its public key yet; does one run?";
+                    return Err(Error::Transient(cause.to_owned()));
+                }
+            }
+        };
+        seal::seal(keys, &recipient).map_err(|error| Error::Transient(error.to_string()))
     }
 }
 
@@ -159,82 +259,24 @@ pub fn root_entry(files: &Walk) -> String {
     first.split('/').next().unwrap_or_default().to_owned()
 }
 
-/// The project of a request that brings its specification: only its files are still to be found.
-async fn given(spec: ServiceSpec, checkout: &Checkout, limits: Limits) -> Result<Project, Error> {
-    let folder = checkout.folder.clone();
-    let script = spec.source_directory.is_none().then(|| folder.join(&spec.entry_script));
+fn counted(files: usize) -> String {
+    if files == 1 { "1 file".to_owned() } else { format!("{files} files") }
+}
+
+/// The files of a project whose specification came with the request.
+async fn given_files(spec: &ServiceSpec, checkout: &Checkout, limits: Limits) -> Result<Walk, Error> {
+    let (folder, links) = (checkout.folder.clone(), checkout.links);
+    let script = spec.source_directory.is_none().then(|| spec.entry_script.clone());
     let files = blocking(move || match script {
-        Some(script) => Walk::entry(&script, Links::Inside),
-        None => Walk::project(&folder, limits),
+        Some(script) => project::only_script(&folder, &script, links),
+        None => Walk::project(&folder, limits).map_err(walked),
     })
-    .await?;
-    let files = files.map_err(|error| {
-        Failure::project(Stage::Packaging, error.to_string(), "mend it, or leave it out with .amlignore")
-    })?;
-    if !files.contains(&spec.entry_script) {
-        let cause = format!("{} is not among the project's files", spec.entry_script);
-        return Err(Failure::project(
-            Stage::Packaging,
-            cause,
-            "name the entry script relative to the project's folder",
-        )
-        .into());
+    .await??;
+    if files.contains(&spec.entry_script) {
+        return Ok(files);
     }
-    Ok(Project { spec, files, models: Vec::new(), registered: Vec::new(), keys: None, warnings: Vec::new() })
-}
-
-/// Writes the zip beside the store and stores it, unless it is there already.
-async fn pack(parts: &Parts, files: Walk) -> Result<Archive, Error> {
-    let temporary = tempfile::Builder::new().prefix("kaai-").tempdir_in(&parts.work).map_err(|error| io(&error))?;
-    let (zip, shutdown) = (temporary.path().join("archive.zip"), parts.rt.shutdown.clone());
-    let out = zip.clone();
-    let written = blocking(move || archive::write_while(&files, &out, &|| !shutdown.is_cancelled())).await?;
-    let archive = written.map_err(packed)?;
-    let key = archive_key(&archive.digest);
-    // The name is the content's: what is there with that length is what would be written.
-    if parts.rt.store.size(&key).await? != Some(archive.size) {
-        parts.rt.store.put_file(&key, &zip).await?;
-    }
-    Ok(archive)
-}
-
-fn packed(error: archive::Error) -> Error {
-    let text = error.to_string();
-    match error {
-        archive::Error::GivenUp => Error::Transient(text),
-        archive::Error::Write { source, .. } => io(&source),
-        _ => Failure::project(
-            Stage::Packaging,
-            text,
-            "mend it, or leave it out with a line in .amlignore, then deploy again",
-        )
-        .into(),
-    }
-}
-
-fn io(error: &std::io::Error) -> Error {
-    match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => full(error.to_string()).into(),
-        _ => Error::Transient(error.to_string()),
-    }
-}
-
-fn full(cause: String) -> Failure {
-    Failure::platform(Stage::Packaging, cause, "free some space where the packager writes, then deploy again")
-}
-
-async fn sealed(parts: &Parts, keys: &Keys) -> Result<SealedKeys, Error> {
-    let deadline = Instant::now() + DEPLOYER;
-    let recipient = loop {
-        let found =
-            parts.facts.get(subject::DEPLOYER_KEY).await.map_err(|error| Error::Transient(error.to_string()))?;
-        match found {
-            Some(entry) => break entry.value,
-            None if Instant::now() < deadline => sleep(Duration::from_millis(200)).await,
-            None => return Err(Error::Transient("no deployer has told its public key yet; does one run?".to_owned())),
-        }
-    };
-    seal::seal(keys, &recipient).map_err(|error| Error::Transient(error.to_string()))
+    let cause = format!("{} is not among the project's files", spec.entry_script);
+    Err(Failure::project(Stage::Packaging, cause, "name the entry script relative to the project's folder").into())
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {

@@ -14,17 +14,21 @@
 
 pub mod archive;
 mod config;
+mod decide;
 mod deflate;
 mod ignore;
 mod job;
+mod metrics;
 mod pattern;
 pub mod project;
 mod registry;
 pub mod seal;
 mod service;
 mod source;
+mod trouble;
 pub mod upload;
 pub mod walk;
+mod work;
 mod zip;
 
 pub use config::{Args, Config, Error as ConfigError};
@@ -37,4 +41,12 @@ pub enum Error {
     /// The bus cannot be used.
     #[error(transparent)]
     Bus(#[from] runtime::bus::Error),
+    /// The folder for work cannot be written.
+    #[error("the folder {folder} for work cannot be used: {source}")]
+    Work {
+        /// The folder.
+        folder: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
 }

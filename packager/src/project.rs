@@ -6,6 +6,7 @@
 mod conda;
 mod deployment;
 mod document;
+pub(crate) mod given;
 mod inference;
 pub mod models;
 mod place;
@@ -29,10 +30,10 @@ use self::{
     models::{Models, NamedModel},
     place::Place,
 };
-use crate::walk::{self, Limits, Links, Walk};
-
-/// The longest specification, as JSON: events carry it, and the bus takes messages of 1 MiB.
-const MAX_SPEC_BYTES: usize = 512 * 1024;
+use crate::{
+    trouble::walked,
+    walk::{self, Limits, Links, Walk},
+};
 
 /// Names that a configuration may have when none is given, in the order in which they are looked for.
 const INFERENCE: [&str; 3] = ["inferenceconfig.json", "inferenceconfig.yml", "inferenceconfig.yaml"];
@@ -94,6 +95,9 @@ pub fn read_within(
     let mut warnings = [inference.warnings.clone(), deployment.warnings].concat();
     let sent = sent(&place, options, &inference, file, limits)?;
     warnings.extend(warn(&sent.files, &inference.environment));
+    if let Some(file) = deployment.file.filter(|file| deployment.keys.is_some() && sent.files.contains(file)) {
+        warnings.push(format!("{file} holds keys and is sent with the project: leave it out with .amlignore"));
+    }
     let spec = ServiceSpec {
         entry_script: sent.entry_script,
         source_directory: sent.source_directory,
@@ -111,7 +115,7 @@ pub fn read_within(
         properties: Default::default(),
         extra: Default::default(),
     };
-    check_size(&spec)?;
+    given::check_size(&spec)?;
     let (named, registered) = (models.named, models.registered);
     Ok(Project { spec, files: sent.files, models: named, registered, keys: deployment.keys, warnings })
 }
@@ -154,6 +158,17 @@ fn sent(
     Ok(Sent { files, entry_script: script, source_directory: Some(directory_name(&base)?) })
 }
 
+/// The entry script alone, for a project without a source directory.
+///
+/// # Errors
+///
+/// Fails when it is not there, or outside a project that may not reach outside.
+pub(crate) fn only_script(folder: &Path, script: &str, links: Links) -> Result<Walk, Failure> {
+    let place = Place::new(folder, links)?;
+    place.find(place.folder(), script, "the entry script")?;
+    Walk::entry(&place.folder().join(script), links).map_err(walked)
+}
+
 /// What the user should know of the files and the environment.
 fn warn(files: &Walk, environment: &proto::spec::EnvironmentSpec) -> Vec<String> {
     let mut warnings: Vec<String> = files.warnings.iter().take(walk::MAX_NAMED).cloned().collect();
@@ -171,15 +186,6 @@ fn warn(files: &Walk, environment: &proto::spec::EnvironmentSpec) -> Vec<String>
         warnings.push(format!("{file} asks for no version of Python; 3.10 is taken, as in v1"));
     }
     warnings
-}
-
-fn check_size(spec: &ServiceSpec) -> Result<(), Failure> {
-    let length = serde_json::to_vec(spec).map_or(0, |json| json.len());
-    if length <= MAX_SPEC_BYTES {
-        return Ok(());
-    }
-    let cause = format!("the specification has {length} bytes, more than the {MAX_SPEC_BYTES} that an event carries");
-    Err(Failure::project(Stage::Reading, cause, "shorten the docker steps, the package list or the variables"))
 }
 
 fn models(place: &Place, options: &ProjectOptions, service: &ServiceName) -> Result<Models, Failure> {
@@ -277,26 +283,6 @@ fn clean(script: &str) -> String {
 
 fn file_name(path: &str) -> String {
     Path::new(path).file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// What keeps a folder from being sent, with what to do about it.
-fn walked(error: walk::Error) -> Failure {
-    let remedy = match &error {
-        walk::Error::TooBig { .. } | walk::Error::TooMany { .. } => {
-            "leave files out with .amlignore, register large ones as models, or raise --max-project-size"
-        }
-        walk::Error::Unreadable(_) => "see that you may read them, or leave them out with .amlignore",
-        walk::Error::NotUtf8(_) => "rename it, or leave its folder out with .amlignore",
-        walk::Error::Link { .. } => "put the file itself in its place, or leave the link out with .amlignore",
-        walk::Error::NoSuch { .. } => "name a folder that is there",
-    };
-    let biggest: Vec<String> = match &error {
-        walk::Error::TooBig { biggest, .. } => {
-            biggest.iter().map(|(size, path)| format!("{size:>14} bytes  {path}")).collect()
-        }
-        _ => Vec::new(),
-    };
-    Failure::project(Stage::Reading, error.to_string(), remedy).with_details(biggest.iter().map(String::as_str))
 }
 
 #[cfg(test)]

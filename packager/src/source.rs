@@ -20,15 +20,18 @@ use runtime::{
 use tempfile::TempDir;
 use tokio::process::Command;
 
+use crate::walk::Links;
+
 /// How long git may take in all.
 const GIT: Duration = Duration::from_secs(300);
 
 /// A project's files on this machine.
+#[derive(Debug)]
 pub(crate) struct Checkout {
     /// The project's folder.
     pub(crate) folder: PathBuf,
-    /// Whether it is the user's own folder, whose links and models may lead anywhere.
-    pub(crate) own: bool,
+    /// How far its paths and links may reach: anywhere only if it is the user's own folder on the user's own machine.
+    pub(crate) links: Links,
     _temporary: Option<TempDir>,
 }
 
@@ -49,21 +52,27 @@ impl From<Failure> for Error {
     }
 }
 
+/// What it takes to make a source available.
+pub(crate) struct Means<'a> {
+    pub(crate) store: &'a Store,
+    /// For temporary folders.
+    pub(crate) work: &'a Path,
+    /// Where folders may lie that are named by their path; anywhere when empty.
+    pub(crate) folders: &'a [PathBuf],
+    /// The most bytes that an archive may unpack to.
+    pub(crate) bytes: u64,
+}
+
 /// Makes the files of a source available.
-pub(crate) async fn checkout(
-    source: &Source,
-    service: &ServiceName,
-    store: &Store,
-    work: &Path,
-) -> Result<Checkout, Error> {
+pub(crate) async fn checkout(source: &Source, service: &ServiceName, means: &Means<'_>) -> Result<Checkout, Error> {
     match source {
-        Source::Folder(folder) => own_folder(folder).map_err(Error::from),
-        Source::Git(git) => from_git(git, work).await,
-        Source::Upload(digest) => from_upload(digest, service, store, work).await,
+        Source::Folder(folder) => named_folder(folder, means.folders).map_err(Error::from),
+        Source::Git(git) => from_git(git, means.work).await,
+        Source::Upload(digest) => from_upload(digest, service, means).await,
     }
 }
 
-fn own_folder(folder: &str) -> Result<Checkout, Failure> {
+fn named_folder(folder: &str, allowed: &[PathBuf]) -> Result<Checkout, Failure> {
     let path = PathBuf::from(folder);
     let wrong = |what: &str| {
         Failure::project(
@@ -78,32 +87,47 @@ fn own_folder(folder: &str) -> Result<Checkout, Failure> {
     if !path.is_dir() {
         return Err(wrong(if path.exists() { "is no folder" } else { "does not exist where the packager runs" }));
     }
-    Ok(Checkout { folder: path, own: true, _temporary: None })
+    if allowed.is_empty() {
+        return Ok(Checkout { folder: path, links: Links::Anywhere, _temporary: None });
+    }
+    match std::fs::canonicalize(&path) {
+        Ok(real) if allowed.iter().any(|root| real.starts_with(root)) => {
+            Ok(Checkout { folder: real, links: Links::Inside, _temporary: None })
+        }
+        _ => Err(wrong("is in none of the folders that the packager may read")),
+    }
 }
 
-async fn from_upload(digest: &Digest, service: &ServiceName, store: &Store, work: &Path) -> Result<Checkout, Error> {
+async fn from_upload(digest: &Digest, service: &ServiceName, means: &Means<'_>) -> Result<Checkout, Error> {
     let transient = |error: &dyn std::fmt::Display| Error::Transient(error.to_string());
-    let temporary = TempDir::new_in(work).map_err(|error| transient(&error))?;
-    let zip = temporary.path().join("archive.zip");
-    match store.fetch(&archive_key(digest), &zip).await {
-        Ok(_) => {}
-        Err(store::Error::NotFound { .. }) => {
-            let cause = format!("the archive {digest} was not sent");
-            return Err(
-                Failure::project(Stage::Packaging, cause, "send it first, or use `kaai deploy`, which does").into()
-            );
-        }
-        Err(error) => return Err(transient(&error)),
-    }
+    let temporary = TempDir::new_in(means.work).map_err(|error| transient(&error))?;
+    let zip = fetch_archive(digest, means.store, temporary.path()).await?;
     // The folder has the service's name: it becomes the source directory's, which scripts can see.
     let folder = temporary.path().join("project").join(service.as_str());
     std::fs::create_dir_all(&folder).map_err(|error| transient(&error))?;
-    let into = folder.clone();
-    let unpacked = tokio::task::spawn_blocking(move || archive::unpack(&zip, &into, Limits::default())).await;
+    let (into, limits) = (folder.clone(), Limits { bytes: means.bytes, ..Limits::default() });
+    let unpacked = tokio::task::spawn_blocking(move || archive::unpack(&zip, &into, limits)).await;
     match unpacked.map_err(|error| transient(&error))? {
-        Ok(_) => Ok(Checkout { folder, own: false, _temporary: Some(temporary) }),
+        Ok(_) => Ok(Checkout { folder, links: Links::Inside, _temporary: Some(temporary) }),
         Err(error @ (archive::Error::Full(_) | archive::Error::File { .. })) => Err(transient(&error)),
+        Err(error @ archive::Error::TooLarge { .. }) => {
+            let remedy = "leave files out with .amlignore, or raise --max-project-size of the packager";
+            Err(Failure::project(Stage::Packaging, error.to_string(), remedy).into())
+        }
         Err(error) => Err(Failure::project(Stage::Packaging, error.to_string(), "send a zip of plain files").into()),
+    }
+}
+
+/// Brings an archive that was sent before into a folder.
+pub(crate) async fn fetch_archive(digest: &Digest, store: &Store, folder: &Path) -> Result<PathBuf, Error> {
+    let zip = folder.join("archive.zip");
+    match store.fetch(&archive_key(digest), &zip).await {
+        Ok(_) => Ok(zip),
+        Err(store::Error::NotFound { .. }) => {
+            let cause = format!("the archive {digest} was not sent");
+            Err(Failure::project(Stage::Packaging, cause, "send it first, or use `kaai deploy`, which does").into())
+        }
+        Err(error) => Err(Error::Transient(error.to_string())),
     }
 }
 
@@ -125,7 +149,7 @@ async fn from_git(git: &GitSource, work: &Path) -> Result<Checkout, Error> {
             format!("{} has no folder {} at {}", git.address, git.folder.as_deref().unwrap_or("."), git.revision);
         Failure::project(Stage::Packaging, cause, "name a folder that is there")
     })?;
-    Ok(Checkout { folder: real, own: false, _temporary: Some(temporary) })
+    Ok(Checkout { folder: real, links: Links::Inside, _temporary: Some(temporary) })
 }
 
 /// Refuses what git would take for an option, a program to run, or a place of this machine that is not a repository.
@@ -134,7 +158,7 @@ fn check(git: &GitSource) -> Result<(), Failure> {
         Failure::project(
             Stage::Packaging,
             cause,
-            "give an https://, ssh:// or file:// address without a password, and a branch, tag or commit",
+            "give an https://, ssh:// or file:// address without a login, and a branch, tag or commit",
         )
     };
     let address = git.address.as_str();
@@ -146,8 +170,13 @@ fn check(git: &GitSource) -> Result<(), Failure> {
         return Err(wrong("the git address is of a kind that is not fetched".to_owned()));
     }
     let authority = address.split_once("://").map_or("", |(_, rest)| rest.split('/').next().unwrap_or_default());
-    if authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) || authority.starts_with('-') {
-        return Err(wrong("the git address holds a password, which would lie in the events".to_owned()));
+    // A token may stand where a user's name would; only ssh needs a name, which is no secret.
+    let login = authority.rsplit_once('@').map(|(login, _)| login);
+    if login.is_some_and(|login| login.contains(':') || !address.starts_with("ssh://")) {
+        return Err(wrong("the git address holds a login, which would lie in the events".to_owned()));
+    }
+    if authority.starts_with('-') {
+        return Err(wrong("the git address is of a kind that is not fetched".to_owned()));
     }
     let revision = git.revision.as_str();
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-._/".contains(c);
@@ -239,6 +268,9 @@ mod tests {
             "--upload-pack=id",
             "/srv/a",
             "https://user:secret@example.com/a",
+            "https://secret-token@example.com/a",
+            "ssh://git:secret@example.com/a",
+            "ssh://-oProxyCommand=id/a",
             "-oProxyCommand=id@h:x",
             "https://a b",
         ] {
@@ -258,9 +290,22 @@ mod tests {
         for (folder, word) in
             [("relative", "absolute"), ("/no/such/folder", "does not exist"), ("/etc/passwd", "is no folder")]
         {
-            assert!(own_folder(folder).err().unwrap().cause.contains(word), "{folder}");
+            assert!(named_folder(folder, &[]).unwrap_err().cause.contains(word), "{folder}");
         }
-        assert!(own_folder("/").is_ok());
+        assert_eq!(named_folder("/", &[]).unwrap().links, Links::Anywhere);
+    }
+
+    #[test]
+    fn where_folders_are_named_no_other_is_read() {
+        let root = TempDir::new().unwrap();
+        let allowed = std::fs::canonicalize(root.path()).unwrap();
+        std::fs::create_dir(allowed.join("project")).unwrap();
+        std::os::unix::fs::symlink("/etc", allowed.join("link")).unwrap();
+        let found = |path: &str| named_folder(&format!("{}/{path}", allowed.display()), std::slice::from_ref(&allowed));
+        assert_eq!(found("project").unwrap().links, Links::Inside);
+        for path in ["link", "..", "project/../../.."] {
+            assert!(found(path).unwrap_err().cause.contains("in none of the folders"), "{path}");
+        }
     }
 
     #[test]

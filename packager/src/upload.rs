@@ -34,12 +34,9 @@ impl Uploads {
     /// Says how an archive should be sent, and what of it is there already.
     pub(crate) async fn ticket(&self, wanted: &UploadTicket) -> Result<UploadRoute, Refusal> {
         if wanted.size > self.max {
-            let cause = format!("{} bytes are more than the limit of {}", wanted.size, self.max);
-            return Err(Refusal::new("invalid", cause, "send less, or have --max-upload-size of the packager raised"));
+            return Err(self.too_long(wanted.size));
         }
-        if self.store.size(&archive_key(&wanted.digest)).await.map_err(|error| unavailable(&error))?
-            == Some(wanted.size)
-        {
+        if self.is_there(&wanted.digest, wanted.size).await? {
             return Ok(UploadRoute::Present);
         }
         let prefix = format!("{}/", wanted.digest.hex());
@@ -56,8 +53,10 @@ impl Uploads {
 
     /// Puts the pieces together, checks the whole, stores it, and takes the pieces away. Asked again afterwards, it is there already.
     pub(crate) async fn done(&self, sent: &UploadDone, work: &Path) -> Result<(), Refusal> {
-        let key = archive_key(&sent.digest);
-        if self.store.size(&key).await.map_err(|error| unavailable(&error))? == Some(sent.size) {
+        if sent.size > self.max {
+            return Err(self.too_long(sent.size));
+        }
+        if self.is_there(&sent.digest, sent.size).await? {
             return Ok(());
         }
         let failed = |error: io::Error| unavailable(&error);
@@ -67,14 +66,14 @@ impl Uploads {
         for number in 0..count {
             let name = piece_name(&sent.digest, number);
             let piece = self.pieces.get(&name).await.map_err(|error| unavailable(&error))?;
-            let piece =
-                piece.filter(|piece| piece.len() as u64 == piece_length(sent.size, number)).ok_or_else(|| {
-                    Refusal::new(
-                        "conflict",
-                        format!("piece {number} of {count} has not come"),
-                        "send what is missing: ask for a ticket again",
-                    )
-                })?;
+            let Some(piece) = piece.filter(|piece| piece.len() as u64 == piece_length(sent.size, number)) else {
+                // Asked twice, the other answer may have stored the whole and taken the pieces away meanwhile.
+                if self.is_there(&sent.digest, sent.size).await? {
+                    return Ok(());
+                }
+                let cause = format!("piece {number} of {count} has not come");
+                return Err(Refusal::new("conflict", cause, "send what is missing: ask for a ticket again"));
+            };
             hash.update(&piece);
             whole.as_file_mut().write_all(&piece).map_err(failed)?;
         }
@@ -85,9 +84,20 @@ impl Uploads {
             return Err(Refusal::new("invalid", cause, "send it again from the beginning"));
         }
         check_zip(whole.path()).await?;
+        let key = archive_key(&sent.digest);
         self.store.put_file(&key, whole.path()).await.map_err(|error| unavailable(&error))?;
         self.forget(&sent.digest, count).await;
         Ok(())
+    }
+
+    async fn is_there(&self, digest: &Digest, size: u64) -> Result<bool, Refusal> {
+        let found = self.store.size(&archive_key(digest)).await.map_err(|error| unavailable(&error))?;
+        Ok(found == Some(size))
+    }
+
+    fn too_long(&self, size: u64) -> Refusal {
+        let cause = format!("{size} bytes are more than the limit of {}", self.max);
+        Refusal::new("invalid", cause, "send less, or have --max-upload-size of the packager raised")
     }
 
     async fn forget(&self, digest: &Digest, count: u32) {
@@ -110,6 +120,31 @@ async fn check_zip(path: &Path) -> Result<(), Refusal> {
         Ok(Err(error)) => Err(Refusal::new("invalid", format!("what came is no zip: {error}"), "send a zip")),
         Err(error) => Err(unavailable(&error)),
     }
+}
+
+/// What is in an archive that was sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Contents {
+    pub(crate) files: u64,
+    /// Of all files together, unpacked, as the archive says it.
+    pub(crate) bytes: u64,
+    pub(crate) has_script: bool,
+}
+
+/// Reads the directory of a zip, and nothing that it holds. Blocks.
+pub(crate) fn contents(path: &Path, script: &str) -> Result<Contents, zip::result::ZipError> {
+    let mut archive = zip::ZipArchive::new(io::BufReader::new(File::open(path)?))?;
+    let mut contents = Contents { files: 0, bytes: 0, has_script: false };
+    for index in 0..archive.len() {
+        let entry = archive.by_index_raw(index)?;
+        if entry.is_dir() {
+            continue;
+        }
+        contents.files += 1;
+        contents.bytes = contents.bytes.saturating_add(entry.size());
+        contents.has_script |= entry.name()?.as_ref() == script;
+    }
+    Ok(contents)
 }
 
 fn unavailable(error: &dyn std::fmt::Display) -> Refusal {

@@ -11,6 +11,8 @@ use super::document::{Document, Findings, Section};
 /// What a deployment configuration says; the defaults are those of `aks`.
 #[derive(Debug, Default)]
 pub(crate) struct Deployment {
+    /// The file that it was read from.
+    pub(crate) file: Option<String>,
     pub(crate) auth: Auth,
     pub(crate) scaling: Scaling,
     pub(crate) resources: Resources,
@@ -60,6 +62,7 @@ impl Deployment {
             found.warnings.push(format!("{file}: keys have no effect, because keys are not what opens this service"));
         }
         deployment.warnings = found.warnings;
+        deployment.file = Some(file.to_owned());
         Ok(deployment)
     }
 }

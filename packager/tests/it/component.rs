@@ -1,19 +1,21 @@
 //! The packager on a real bus: requests in, archives and specifications out.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Command, time::Duration};
 
+use nkeys::XKey;
 use packager::upload::{piece_count, piece_name};
 use proto::{
     deployer::DeploymentFailed,
     event::Event,
     id::{Digest, Generation, ServiceName, Workspace},
-    packager::{DeploymentRequested, ProjectOptions, ProjectPackaged, Source},
-    query::{ListModels, UploadDone, UploadRoute, UploadTicket},
+    packager::{DeploymentRequested, GitSource, ProjectOptions, ProjectPackaged, Source},
+    query::{Keys, ListModels, UploadDone, UploadRoute, UploadTicket},
+    spec::{ModelRef, ServiceSpec},
     subject,
 };
 use runtime::{
     Runtime,
-    bus::Past,
+    bus::{History, Past},
     store::archive_key,
     testing::{Nats, until},
 };
@@ -31,13 +33,23 @@ impl Bench {
     async fn start() -> Self {
         let nats = Nats::start().await;
         let rt = nats.runtime("packager").await;
-        let (config, alone) = (packager::Config::default(), rt.clone());
-        rt.tasks.spawn(async move { packager::run(config, alone).await.unwrap() });
-        Self { nats, rt, service: "ridge".parse().unwrap() }
+        let bench = Self { nats, rt, service: "ridge".parse().unwrap() };
+        bench.run(bench.rt.clone());
+        bench
+    }
+
+    fn run(&self, rt: Runtime) {
+        let config = packager::Config { work: self.nats.folder().join("work"), ..packager::Config::default() };
+        self.rt.tasks.spawn(async move { packager::run(config, rt).await.unwrap() });
     }
 
     fn workspace(&self) -> Workspace {
         Workspace::default()
+    }
+
+    /// A client of the bus alone, for what no component does.
+    async fn client(&self) -> async_nats::Client {
+        async_nats::connect(self.nats.address()).await.unwrap()
     }
 
     fn project(&self) -> String {
@@ -49,7 +61,16 @@ impl Bench {
     }
 
     async fn request(&self, source: Source, options: ProjectOptions) -> u64 {
-        let request = DeploymentRequested { source, spec: None, options, sealed_keys: None, extra: Default::default() };
+        self.ask_for(DeploymentRequested { source, spec: None, options, sealed_keys: None, extra: Default::default() })
+            .await
+    }
+
+    async fn with_spec(&self, source: Source, spec: ServiceSpec) -> u64 {
+        let (options, extra) = (ProjectOptions::default(), Default::default());
+        self.ask_for(DeploymentRequested { source, spec: Some(spec), options, sealed_keys: None, extra }).await
+    }
+
+    async fn ask_for(&self, request: DeploymentRequested) -> u64 {
         let id = format!("test/{}", runtime::config::new_instance("t"));
         self.rt.bus.say(&self.workspace(), &self.service, &id, &request).await.unwrap()
     }
@@ -73,6 +94,19 @@ impl Bench {
         assert_eq!(past.event_type, ProjectPackaged::TYPE, "{:?}", past.body);
         serde_json::from_slice(&past.body).unwrap()
     }
+
+    async fn failed(&self, from: u64) -> DeploymentFailed {
+        let past = self.outcome(from).await;
+        assert_eq!(past.event_type, DeploymentFailed::TYPE, "{:?}", past.body);
+        serde_json::from_slice(&past.body).unwrap()
+    }
+
+    /// How many requests the packager has been handed and has settled, from the consumer that it works from.
+    async fn settled(&self) -> Option<u64> {
+        let stream = async_nats::jetstream::new(self.client().await).get_stream(subject::EVENTS).await.ok()?;
+        let info = stream.consumer_info("packager").await.ok()?;
+        (info.num_ack_pending == 0 && info.num_pending == 0).then_some(info.ack_floor.stream_sequence)
+    }
 }
 
 fn digest(bytes: &[u8]) -> Digest {
@@ -90,20 +124,66 @@ async fn a_folder_becomes_an_archive_and_a_specification_once() {
     let stored = bench.rt.store.size(&archive_key(&packaged.archive.digest)).await.unwrap();
     assert_eq!(stored, Some(packaged.archive.size));
 
+    let path = bench.nats.folder().join("store").join(archive_key(&packaged.archive.digest));
+    let written = fs::metadata(&path).unwrap();
+
     let again = bench.request(Source::Folder(bench.project()), ProjectOptions::default()).await;
     let repeated = bench.packaged(again).await;
     assert_eq!(repeated.archive, packaged.archive, "same content, same digest");
+    let there = fs::metadata(&path).unwrap();
+    assert_eq!((there.ino(), there.mtime_nsec()), (written.ino(), written.mtime_nsec()), "it is not written again");
     assert_eq!(bench.rt.store.list("archives").await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_request_that_is_delivered_twice_is_packaged_once() {
+    let bench = Bench::start().await;
+    let generation = bench.request(Source::Folder(bench.project()), ProjectOptions::default()).await;
+    let first = bench.packaged(generation).await;
+    until("the request is settled", SOON, async || bench.settled().await.filter(|floor| *floor >= generation)).await;
+
+    // As if the packager had been killed before it could acknowledge: everything is handed out once more.
+    let context = async_nats::jetstream::new(bench.client().await);
+    context.get_stream(subject::EVENTS).await.unwrap().delete_consumer("packager").await.unwrap();
+    bench.run(bench.nats.runtime("packager").await);
+    until("it is settled again", SOON, async || bench.settled().await.filter(|floor| *floor >= generation)).await;
+
+    let last = bench.request(Source::Folder(bench.project()), ProjectOptions::default()).await;
+    let mut history: History = bench.rt.bus.history(&bench.workspace(), 1).await.unwrap();
+    let mut generations = Vec::new();
+    while generations.last() != Some(&Generation(last)) {
+        let past = tokio::time::timeout(SOON, history.next()).await.unwrap().unwrap();
+        if past.event_type == ProjectPackaged::TYPE {
+            generations.push(serde_json::from_slice::<ProjectPackaged>(&past.body).unwrap().generation);
+        }
+    }
+    assert_eq!(generations, [first.generation, Generation(last)]);
+}
+
+#[tokio::test]
+async fn what_is_no_request_goes_to_the_dead_letters_with_its_reason() {
+    let bench = Bench::start().await;
+    let client = bench.client().await;
+    let subject = subject::event::<DeploymentRequested>(&bench.workspace(), &bench.service);
+    for body in ["no json", r#"{"source": {"floppy": "a:"}}"#] {
+        client.publish(subject.clone(), body.into()).await.unwrap();
+        client.flush().await.unwrap();
+        let letter = until("the dead letter is kept", SOON, async || {
+            let letters = bench.rt.bus.dead_letters(10).await.ok()?;
+            letters.into_iter().find(|letter| letter.body == body.as_bytes())
+        })
+        .await;
+        assert!(letter.reason.contains("no deployment.requested"), "{}", letter.reason);
+    }
 }
 
 #[tokio::test]
 async fn a_folder_that_is_not_there_fails_in_words() {
     let bench = Bench::start().await;
     let generation = bench.request(Source::Folder("/no/such/folder".into()), ProjectOptions::default()).await;
-    let past = bench.outcome(generation).await;
-    assert_eq!(past.event_type, DeploymentFailed::TYPE);
-    let failed: DeploymentFailed = serde_json::from_slice(&past.body).unwrap();
+    let failed = bench.failed(generation).await;
     assert!(failed.failure.cause.contains("/no/such/folder"), "{failed:?}");
+    let past = bench.outcome(generation).await;
     assert_eq!(past.envelope.id, format!("deployment.failed/default/ridge/{generation}"));
 }
 
@@ -122,6 +202,112 @@ async fn models_are_registered_once_and_named_with_their_version() {
     let listed = bench.rt.bus.ask(&bench.workspace(), &ListModels {}, SOON).await.unwrap();
     assert_eq!(listed[0].versions.len(), 2);
     assert_eq!(listed[0].versions[0].entry, "weights.bin");
+
+    let archive = |version: usize| listed[0].versions[version - 1].archive.digest.clone();
+    let spec = |version: u32, digest: Digest| ServiceSpec {
+        models: vec![ModelRef { name: "weights".parse().unwrap(), version, digest }],
+        ..serde_json::from_str(r#"{"entryScript": "score.py", "sourceDirectory": "ridge"}"#).unwrap()
+    };
+    let generation = bench.with_spec(Source::Folder(folder.clone()), spec(1, archive(1))).await;
+    assert_eq!(bench.packaged(generation).await.spec.models[0].version, 1);
+    for (wrong, word) in [(spec(3, archive(2)), "no model weights:3"), (spec(1, archive(2)), "not the ones")] {
+        let generation = bench.with_spec(Source::Folder(folder.clone()), wrong).await;
+        let failure = bench.failed(generation).await.failure;
+        assert!(failure.cause.contains(word), "{failure:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_keys_of_a_project_are_read_by_the_deployer_alone() {
+    let bench = Bench::start().await;
+    let folder = bench.project();
+    let config =
+        r#"{"computeType": "aks", "keys": {"primaryKey": "plain-primary", "secondaryKey": "plain-secondary"}}"#;
+    fs::write(Path::new(&folder).join("deploymentconfig.json"), config).unwrap();
+    let generation = bench.request(Source::Folder(folder), ProjectOptions::default()).await;
+    // The deployer comes later than the request.
+    let deployer = XKey::new();
+    let facts = bench.rt.bus.bucket::<String>(subject::FACTS).await.unwrap();
+    facts.put(subject::DEPLOYER_KEY, &deployer.public_key()).await.unwrap();
+
+    let past = bench.outcome(generation).await;
+    assert!(!String::from_utf8_lossy(&past.body).contains("plain-"), "a key in the clear");
+    let packaged: ProjectPackaged = serde_json::from_slice(&past.body).unwrap();
+    let sealed = packaged.sealed_keys.unwrap();
+    let cipher: Vec<u8> =
+        (0..sealed.sealed.len() / 2).map(|n| u8::from_str_radix(&sealed.sealed[2 * n..][..2], 16).unwrap()).collect();
+    let plain = deployer.open(&cipher, &XKey::from_public_key(&sealed.sender).unwrap()).unwrap();
+    let keys: Keys = serde_json::from_slice(&plain).unwrap();
+    assert_eq!((keys.primary.as_str(), keys.secondary.as_str()), ("plain-primary", "plain-secondary"));
+    assert!(packaged.warnings.iter().any(|warning| warning.contains("holds keys")), "{:?}", packaged.warnings);
+}
+
+/// Runs git in a folder, as nobody in particular.
+fn git(folder: &Path, args: &[&str]) -> String {
+    let output = Command::new("git")
+        .args(["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "init.defaultBranch=main"])
+        .args(args)
+        .current_dir(folder)
+        .output()
+        .expect("git must be installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[tokio::test]
+async fn a_revision_in_a_git_repository_is_a_source() {
+    let bench = Bench::start().await;
+    let repository = bench.nats.folder().join("fraud.git");
+    fs::create_dir_all(repository.join("src")).unwrap();
+    git(&repository, &["init", "-q"]);
+    let script = "def init(): pass\ndef run(data): return 1\n";
+    fs::write(repository.join("src/score.py"), script).unwrap();
+    git(&repository, &["add", "-A"]);
+    git(&repository, &["commit", "-q", "-m", "one"]);
+    let first = git(&repository, &["rev-parse", "HEAD"]);
+    fs::write(repository.join("src/score.py"), script.replace('1', "2")).unwrap();
+    git(&repository, &["commit", "-q", "-a", "-m", "two"]);
+
+    let source = |revision: &str, folder: Option<&str>| {
+        let address = format!("file://{}", repository.display());
+        Source::Git(GitSource { address, revision: revision.to_owned(), folder: folder.map(str::to_owned) })
+    };
+    let mut digests = Vec::new();
+    for (revision, folder, directory) in [("main", Some("src"), "src"), (first.as_str(), Some("src"), "src")] {
+        let generation = bench.request(source(revision, folder), ProjectOptions::default()).await;
+        let packaged = bench.packaged(generation).await;
+        assert_eq!(packaged.spec.source_directory.as_deref(), Some(directory));
+        digests.push(packaged.archive.digest);
+    }
+    assert_ne!(digests[0], digests[1], "each revision has its own content");
+    let options = ProjectOptions { entry_script: Some("src/score.py".into()), ..ProjectOptions::default() };
+    let generation = bench.request(source("main", None), options).await;
+    assert_eq!(bench.packaged(generation).await.spec.source_directory.as_deref(), Some("fraud"));
+    for (wrong, word) in [(source("no-such-branch", None), "git fetch"), (source("main", Some("nowhere")), "no folder")]
+    {
+        let generation = bench.request(wrong, ProjectOptions::default()).await;
+        let failure = bench.failed(generation).await.failure;
+        assert!(failure.cause.contains(word), "{failure:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_sent_cannot_reach_the_packagers_own_files() {
+    let bench = Bench::start().await;
+    let repository = bench.nats.folder().join("hostile");
+    fs::create_dir_all(&repository).unwrap();
+    fs::write(bench.nats.folder().join("hidden.yml"), "word: hidden-word").unwrap();
+    git(&repository, &["init", "-q"]);
+    let hidden = bench.nats.folder().join("hidden.yml");
+    std::os::unix::fs::symlink(&hidden, repository.join("inferenceconfig.json")).unwrap();
+    git(&repository, &["add", "-A"]);
+    git(&repository, &["commit", "-q", "-m", "one"]);
+    let address = format!("file://{}", repository.display());
+    let source = Source::Git(GitSource { address, revision: "main".into(), folder: None });
+    let generation = bench.request(source, ProjectOptions::default()).await;
+    let failure = bench.failed(generation).await.failure;
+    assert!(failure.cause.contains("outside the project"), "{failure:?}");
+    assert!(!format!("{failure:?}").contains("hidden-word"));
 }
 
 #[tokio::test]
@@ -172,6 +358,17 @@ async fn an_upload_that_was_cut_goes_on_where_it_was_and_is_checked() {
 
     let generation = bench.request(Source::Upload(archive.digest.clone()), ProjectOptions::default()).await;
     assert_eq!(bench.packaged(generation).await.spec.entry_script, "score.py");
+
+    let spec = |script: &str| -> ServiceSpec {
+        serde_json::from_str(&format!(r#"{{"entryScript": "{script}", "sourceDirectory": "big"}}"#)).unwrap()
+    };
+    let generation = bench.with_spec(Source::Upload(archive.digest.clone()), spec("score.py")).await;
+    let packaged = bench.packaged(generation).await;
+    assert_eq!(packaged.archive, archive, "what was sent is the archive");
+    let generation = bench.with_spec(Source::Upload(archive.digest.clone()), spec("other.py")).await;
+    assert!(bench.failed(generation).await.failure.cause.contains("other.py is not in what was sent"));
+    let generation = bench.with_spec(Source::Upload(digest(b"never sent")), spec("score.py")).await;
+    assert!(bench.failed(generation).await.failure.cause.contains("was not sent"));
 }
 
 #[tokio::test]

@@ -157,7 +157,7 @@ fn tree() -> impl Strategy<Value = BTreeMap<String, Vec<u8>>> {
 #[test]
 fn a_folder_has_the_files_that_git_would_add() {
     let git = Git::new();
-    proptest!(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() }, |(files in tree())| {
+    proptest!(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() }, |(files in tree())| {
         let (ours, theirs) = check(&git, &files);
         let shown: Vec<_> = files.iter().filter(|(path, _)| path.ends_with("ignore")).map(|(path, text)| (path, String::from_utf8_lossy(text))).collect();
         prop_assert_eq!(ours, theirs, "{:?}", shown);
@@ -227,7 +227,7 @@ fn well_known_cases_are_as_in_git() {
 #[test]
 fn a_root_amlignore_stands_in_place_of_every_gitignore() {
     let git = Git::new();
-    proptest!(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() }, |(files in tree(), text in ignore_file())| {
+    proptest!(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() }, |(files in tree(), text in ignore_file())| {
         // What .amlignore does is what git does with the same text as the one .gitignore there is.
         let without: BTreeMap<_, _> = files.into_iter().filter(|(path, _)| !path.ends_with(".gitignore")).collect();
         let mut theirs = without.clone();

@@ -1,5 +1,7 @@
 //! Tests of the packager from outside, as the command line and the bus see it.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod archive;
 mod component;
 mod ignore;
+mod walk;

@@ -1,0 +1,121 @@
+//! A specification that came with its request: whoever sent it may have written it by hand, so it is checked as a file would be.
+
+use std::path::{Component, Path};
+
+use proto::{
+    failure::{Failure, Stage},
+    spec::{MAX_MODELS, Scaling, ServiceSpec},
+};
+
+use super::{document::Findings, script};
+
+/// Checks the bounds that `proto::spec` names, and that its paths stay where they belong.
+///
+/// # Errors
+///
+/// Fails with all violations together.
+pub(crate) fn check(spec: &ServiceSpec) -> Result<(), Failure> {
+    let mut found = Findings::default();
+    let mut must = |holds: bool, rule: &str| {
+        if !holds {
+            found.violations.push(rule.to_owned());
+        }
+    };
+    must(is_inside(&spec.entry_script), "entryScript must be a path within the archive");
+    let named = spec.source_directory.as_deref().is_none_or(|name| is_inside(name) && !name.contains('/'));
+    must(named, "sourceDirectory must be the name of a folder");
+    must(spec.models.len() <= MAX_MODELS, "models must be 1000 at most");
+    must(spec.models.iter().all(|model| model.version > 0), "models count their versions from 1");
+    match spec.scaling {
+        Scaling::Fixed { replicas } => must(replicas > 0, "scaling.replicas must be greater than zero"),
+        Scaling::Auto { min_replicas, max_replicas, target_utilization, refresh_seconds } => {
+            must(min_replicas > 0, "scaling.minReplicas must be greater than zero");
+            must(min_replicas <= max_replicas, "scaling.minReplicas must not be more than maxReplicas");
+            must((1..=100).contains(&target_utilization), "scaling.targetUtilization must be from 1 to 100");
+            must(refresh_seconds > 0, "scaling.refreshSeconds must be greater than zero");
+        }
+    }
+    let (resources, requests, liveness) = (&spec.resources, &spec.requests, &spec.liveness);
+    let positive = |number: f64| number.is_finite() && number > 0.0;
+    must(positive(resources.cpu), "resources.cpu must be greater than zero");
+    must(positive(resources.memory_gb), "resources.memoryGb must be greater than zero");
+    let enough = |limit: Option<f64>, request: f64| limit.is_none_or(|limit| limit.is_finite() && limit >= request);
+    must(enough(resources.cpu_limit, resources.cpu), "resources.cpuLimit must not be less than cpu");
+    must(
+        enough(resources.memory_gb_limit, resources.memory_gb),
+        "resources.memoryGbLimit must not be less than memoryGb",
+    );
+    let counts = [requests.max_queue_wait_ms, requests.scoring_timeout_ms, requests.max_concurrent_per_replica.into()];
+    must(!counts.contains(&0), "each of requests must be greater than zero");
+    let counts = [
+        liveness.period_seconds,
+        liveness.initial_delay_seconds,
+        liveness.timeout_seconds,
+        liveness.success_threshold,
+        liveness.failure_threshold,
+    ];
+    must(!counts.contains(&0), "each of liveness must be greater than zero");
+    found.check("the specification")?;
+    script::check_name(&spec.entry_script)?;
+    check_size(spec)
+}
+
+/// The longest specification, as JSON: events carry it, and the bus takes messages of 1 MiB.
+const MAX_BYTES: usize = 512 * 1024;
+
+/// Checks that an event can carry it.
+///
+/// # Errors
+///
+/// Fails when it is longer than half of what the bus takes.
+pub(crate) fn check_size(spec: &ServiceSpec) -> Result<(), Failure> {
+    let length = serde_json::to_vec(spec).map_or(0, |json| json.len());
+    if length <= MAX_BYTES {
+        return Ok(());
+    }
+    let cause = format!("the specification has {length} bytes, more than the {MAX_BYTES} that an event carries");
+    Err(Failure::project(Stage::Reading, cause, "shorten the docker steps, the package list or the variables"))
+}
+
+fn is_inside(path: &str) -> bool {
+    !path.is_empty() && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(members: &str) -> Result<(), Failure> {
+        let json = format!(r#"{{"entryScript": "score.py"{members}}}"#);
+        check(&serde_json::from_str::<ServiceSpec>(&json).unwrap())
+    }
+
+    #[test]
+    fn the_defaults_hold() {
+        read("").unwrap();
+        read(r#", "sourceDirectory": "ridge", "scaling": {"kind": "fixed", "replicas": 2}"#).unwrap();
+    }
+
+    #[test]
+    fn what_no_file_could_say_is_refused() {
+        for (members, word) in [
+            (r#", "sourceDirectory": "../x""#, "sourceDirectory"),
+            (r#", "sourceDirectory": "a/b""#, "sourceDirectory"),
+            (r#", "sourceDirectory": """#, "sourceDirectory"),
+            (r#", "scaling": {"kind": "fixed", "replicas": 0}"#, "replicas"),
+            (
+                r#", "scaling": {"kind": "auto", "minReplicas": 2, "maxReplicas": 1, "targetUtilization": 0, "refreshSeconds": 1}"#,
+                "2 mistakes",
+            ),
+            (r#", "resources": {"cpu": 0.0, "memoryGb": 1.0}"#, "cpu"),
+            (r#", "resources": {"cpu": 1.0, "cpuLimit": 0.5, "memoryGb": 1.0}"#, "cpuLimit"),
+            (r#", "requests": {"maxConcurrentPerReplica": 0, "maxQueueWaitMs": 1, "scoringTimeoutMs": 1}"#, "requests"),
+        ] {
+            assert!(read(members).unwrap_err().cause.contains(word), "{members}");
+        }
+        for script in ["/etc/x.py", "../x.py", "a/../../x.py"] {
+            let spec = serde_json::from_str(&format!(r#"{{"entryScript": "{script}"}}"#)).unwrap();
+            assert!(check(&spec).unwrap_err().cause.contains("entryScript"), "{script}");
+        }
+    }
+}
