@@ -2,12 +2,12 @@
 //!
 //! It knows the messages of uv 0.4 to 0.13, which were collected by making each of these things happen. It runs nothing.
 
+mod said;
+
 use proto::failure::{Failure, Stage};
 
+use self::said::Said;
 use crate::plan::{Plan, SERVER};
-
-/// How many of the last lines show what happened.
-const SHOWN: usize = 30;
 
 /// Packages that the scoring server stands on, so that a user's own version of one may not go with it.
 const SERVERS_OWN: [&str; 14] = [
@@ -49,12 +49,17 @@ pub(crate) fn no_python(lines: &[String], plan: &Plan, downloads: bool) -> Failu
         (true, None) => "and uv knows none to fetch",
     };
     let first = minors.first().map_or("3.11", String::as_str);
-    Failure::project(
-        Stage::Building,
-        format!("no Python {wanted} on this machine, which {} asks for, {tried}", plan.file),
-        format!("install Python {first} (`uv python install {first}`, or the system's package), or ask for another Python in {}", plan.file),
-    )
-    .with_details(said.shown())
+    let cause = format!("no Python {wanted} on this machine, which {} asks for, {tried}", plan.file);
+    let remedy = format!(
+        "install Python {first} (`uv python install {first}`, or the system's package), or ask for another Python in {}",
+        plan.file
+    );
+    // One that nobody offers is the project's affair; one that could be had is the machine's, and may be there in a minute.
+    let failure = match downloads && said.unreachable().is_none() {
+        true => Failure::project(Stage::Building, cause, remedy),
+        false => Failure::platform(Stage::Building, cause, remedy),
+    };
+    failure.with_details(said.shown())
 }
 
 /// Says that the packages were installed and cannot be imported together.
@@ -82,84 +87,6 @@ fn pins(plan: &Plan) -> impl Iterator<Item = &str> {
         .iter()
         .filter(move |(name, line)| own(name) && line.contains(['=', '<', '>']))
         .map(|(_, line)| line.as_str())
-}
-
-/// The output, as lines and as one text without line breaks and decorations, since uv wraps where it likes.
-struct Said<'a> {
-    lines: &'a [String],
-    text: String,
-}
-
-impl<'a> Said<'a> {
-    fn new(lines: &'a [String]) -> Self {
-        let mut text = String::new();
-        for word in lines.iter().flat_map(|line| line.split_whitespace()) {
-            let word = word.trim_matches(['×', '╰', '─', '▶', '├', '│']);
-            if !word.is_empty() {
-                text.push_str(if text.is_empty() { "" } else { " " });
-                text.push_str(word);
-            }
-        }
-        Self { lines, text }
-    }
-
-    fn has(&self, part: &str) -> bool {
-        self.text.contains(part)
-    }
-
-    /// What stands between two parts of the text.
-    fn between(&self, before: &str, after: &str) -> Option<&str> {
-        between(&self.text, before, after)
-    }
-
-    /// The last lines from the error on, without the noise before it.
-    fn shown(&self) -> impl Iterator<Item = &'a str> {
-        let from = self.lines.iter().position(|line| line.starts_with("error:") || line.trim_start().starts_with('×'));
-        let from = from.unwrap_or(0).max(self.lines.len().saturating_sub(SHOWN));
-        self.lines[from..].iter().map(String::as_str).filter(|line| !line.trim().is_empty())
-    }
-
-    /// Why a host cannot be reached, if that is what happened.
-    fn unreachable(&self) -> Option<&'static str> {
-        [
-            ("failed to lookup address", "its name cannot be resolved"),
-            ("dns error", "its name cannot be resolved"),
-            ("Could not resolve host", "its name cannot be resolved"),
-            ("Connection refused", "the connection is refused"),
-            ("connection refused", "the connection is refused"),
-            ("Network is unreachable", "there is no network"),
-            ("No route to host", "there is no route to it"),
-            ("operation timed out", "it does not answer in time"),
-            ("timed out", "it does not answer in time"),
-            ("tcp connect error", "no connection can be made"),
-            ("are you offline", "no connection can be made"),
-            ("network was disabled", "uv is set to work without the network"),
-        ]
-        .into_iter()
-        .find_map(|(sign, why)| self.has(sign).then_some(why))
-    }
-
-    /// The host of the address that was asked last.
-    fn host(&self) -> Option<String> {
-        let url = [
-            "Failed to fetch: ",
-            "Failed to download ",
-            "for url (",
-            "unable to access ",
-            "An index URL (",
-            "An index (",
-        ]
-        .into_iter()
-        .find_map(|sign| self.text.split_once(sign).map(|(_, rest)| rest))?;
-        let url = &url[url.find("http")?..];
-        let end = url.find(['`', ')', ' ', '\'']).unwrap_or(url.len());
-        url::Url::parse(&url[..end]).ok()?.host_str().map(str::to_owned)
-    }
-}
-
-fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
-    let rest = &text[text.find(before)? + before.len()..];
-    Some(&rest[..rest.find(after)?])
 }
 
 /// Whether the user has named a host in an option or an address of his own.
@@ -703,6 +630,9 @@ mod tests {
             "no Python 3.14 on this machine, which environment.yml asks for, and none could be fetched, since the download host cannot be reached"
         );
         assert!(failure.remedy.contains("uv python install 3.14"), "{}", failure.remedy);
+        assert_eq!(failure.blame, Blame::Platform);
+        let nobody = no_python(&["error: No interpreter found".to_owned()], &plan("python=3.6", &[]), true);
+        assert!(nobody.cause.ends_with("and uv knows none to fetch") && nobody.blame == Blame::Project, "{nobody:?}");
         let never = no_python(&[], &plan("python>=3.12,<3.14", &[]), false);
         assert!(
             never.cause.contains("no Python 3.13 or 3.12 on this machine")

@@ -4,6 +4,8 @@
 //! is written last. So a builder that was thought dead and goes on writing disturbs nobody; what it leaves behind is swept by the next one
 //! that makes this environment. It knows uv's commands and Python's folders. It does not know leases, events or who waits.
 
+mod folder;
+
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
@@ -16,9 +18,9 @@ use proto::{
     failure::{Failure, Stage},
     id::EnvironmentHash,
 };
-use serde::{Deserialize, Serialize};
 use tokio::{process::Command, time::timeout};
 
+use self::folder::{Marker, attempts, blocking, boot, is_synced, remove, sweep, sync, whole, write_marker};
 use crate::{
     build_log::BuildLog,
     diagnosis,
@@ -28,10 +30,6 @@ use crate::{
     process::{self, Ended},
 };
 
-/// The file that is in an environment that is whole.
-const MARKER: &str = "kaai-environment.json";
-/// The file that is in an environment that would survive the loss of power.
-const SYNCED: &str = "kaai-environment.synced";
 /// What every service imports; the user's script is not among it.
 const IMPORTS: &str = "import gunicorn.app.wsgiapp, azureml_inference_server_http.server.create_app";
 /// How long a Python may take to say its version.
@@ -58,19 +56,6 @@ pub struct Venv {
     pub(crate) variables: Vec<(String, std::ffi::OsString)>,
     /// Environments that are about to be synced.
     pub(crate) syncing: Arc<Mutex<BTreeSet<PathBuf>>>,
-}
-
-/// What the marker says.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Marker {
-    hash: EnvironmentHash,
-    recipe: u32,
-    python: String,
-    built: String,
-    /// Which start of the machine it was made in: as long as that lasts, nothing of it can be lost.
-    boot: String,
-    packages: Vec<String>,
 }
 
 /// uv cannot be used.
@@ -125,9 +110,7 @@ impl Venv {
     /// because the process may end without it; then it is caught up on when the environment is next looked at.
     fn sync_later(&self, folder: &Path) {
         let folder = folder.to_owned();
-        if folder.join(SYNCED).exists()
-            || !self.syncing.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.clone())
-        {
+        if is_synced(&folder) || !self.syncing.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.clone()) {
             return;
         }
         let syncing = self.syncing.clone();
@@ -379,68 +362,6 @@ fn index_arguments(plan: &Plan) -> Vec<String> {
     arguments
 }
 
-/// The folders of all makings of one environment.
-async fn attempts(parent: &Path) -> Vec<PathBuf> {
-    let mut folders = Vec::new();
-    if let Ok(mut entries) = tokio::fs::read_dir(parent).await {
-        while let Ok(Some(entry)) = entries.next_entry().await {
-            folders.push(entry.path());
-        }
-    }
-    folders
-}
-
-/// What the marker of an environment says, if it is whole: all of it was written, and nothing of it was lost since.
-async fn whole(folder: &Path) -> Option<Marker> {
-    let text = tokio::fs::read(folder.join(MARKER)).await.ok()?;
-    let marker: Marker = serde_json::from_slice(&text).ok()?;
-    let kept = marker.boot == boot() || tokio::fs::try_exists(folder.join(SYNCED)).await.unwrap_or(false);
-    kept.then_some(marker)
-}
-
-/// Removes what earlier makings left unfinished. One that is whole stays, even if it was not found usable: a replica may run from it.
-async fn sweep(parent: &Path) {
-    for folder in attempts(parent).await {
-        if whole(&folder).await.is_none() {
-            remove(folder).await;
-        }
-    }
-}
-
-async fn remove(folder: PathBuf) {
-    let shown = folder.display().to_string();
-    if let Err(error) = blocking(move || std::fs::remove_dir_all(folder)).await {
-        // An orphan of a killed builder may still be writing there; the next making sweeps again.
-        tracing::debug!(folder = shown, %error, "not swept");
-    }
-}
-
-/// Names this start of the machine; all starts are one where the kernel does not tell.
-fn boot() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
-}
-
-/// Writes the marker last, whole or not at all.
-fn write_marker(folder: &Path, marker: &Marker) -> std::io::Result<()> {
-    let partial = folder.join("kaai-environment.partial");
-    std::fs::write(&partial, serde_json::to_vec_pretty(marker)?)?;
-    std::fs::File::open(&partial)?.sync_all()?;
-    std::fs::rename(&partial, folder.join(MARKER))?;
-    std::fs::File::open(folder)?.sync_all()
-}
-
-/// Has everything written to disk, and says so in the environment.
-fn sync(folder: &Path) -> std::io::Result<()> {
-    let handle = std::fs::File::open(folder)?;
-    rustix::fs::syncfs(&handle)?;
-    std::fs::File::create(folder.join(SYNCED))?.sync_all()?;
-    handle.sync_all()
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
-}
-
 fn disk(path: &Path, error: &std::io::Error) -> Failure {
     let full = matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
     let path = path.display();
@@ -454,4 +375,40 @@ fn disk(path: &Path, error: &std::io::Error) -> Failure {
         ),
     };
     Failure::platform(Stage::Building, cause, remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::spec::{CondaSpec, EnvironmentSpec};
+
+    use super::*;
+    use crate::environment::Definition;
+
+    #[tokio::test]
+    async fn a_uv_that_is_not_there_or_too_old_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = |says: &str| {
+            let program = folder.path().join("uv");
+            std::fs::write(&program, format!("#!/bin/sh\necho {says}\n")).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(&program, mode).unwrap();
+            program
+        };
+        let check = async |uv: PathBuf| crate::Config { uv, ..crate::Config::default() }.maker().check().await;
+        assert_eq!(check(said("uv 0.13.9")).await.unwrap(), "uv 0.13.9");
+        assert!(check(said("uv 1.0.0-rc1")).await.is_ok());
+        assert!(matches!(check(said("uv 0.3.5")).await, Err(UvError::TooOld { .. })));
+        assert!(matches!(check(said("hello")).await, Err(UvError::Missing { .. })));
+        let error = check(folder.path().join("nowhere")).await.unwrap_err().to_string();
+        assert!(error.contains("nowhere cannot be run") && error.contains("--uv"), "{error}");
+    }
+
+    #[test]
+    fn the_lists_index_is_asked_for_the_seeds_too() {
+        let pip = ["--extra-index-url https://a/simple", "--trusted-host a", "--no-binary x", "--pre", "x"];
+        let conda = CondaSpec { pip: pip.map(str::to_owned).to_vec(), ..CondaSpec::default() };
+        let definition = Definition::read(&EnvironmentSpec { conda, ..EnvironmentSpec::default() }).unwrap();
+        let arguments = index_arguments(&Plan::of(&definition).unwrap());
+        assert_eq!(arguments, ["--extra-index-url", "https://a/simple", "--allow-insecure-host", "a"]);
+    }
 }
