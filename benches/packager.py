@@ -117,8 +117,9 @@ def tools(kaai, tree):
     out = tree.parent
     shutil_call = f"import shutil; shutil.make_archive({str(out / 'shutil')!r}, 'zip', {str(tree)!r})"
     repository = ["git", f"--git-dir={tree}.git"]
+    command = [str(kaai), "package", "--max-project-size", "1024"]  # v1's limit of 300 MiB is the default
     return {
-        "kaai package": ([str(kaai), "package", str(tree), "-o", str(out / "kaai.zip")], out / "kaai.zip", out),
+        "kaai package": ([*command, str(tree), str(out / "kaai.zip")], out / "kaai.zip", out),
         "zip -qr": (["zip", "-qr", str(out / "zip.zip"), "."], out / "zip.zip", tree),
         "git archive": (
             [*repository, "archive", "--format=zip", "-o", str(out / "git.zip"), "HEAD"], out / "git.zip", out,
@@ -135,7 +136,7 @@ def print_versions(kaai):
 
     zip_version = subprocess.run(["zip", "-v"], capture_output=True, text=True).stdout.splitlines()[1]
     print(f"machine   {os.cpu_count()} cores, {first_line('uname', '-sr')}")
-    print(f"kaai      {first_line(str(kaai), '--version')}: package FOLDER -o OUT")
+    print(f"kaai      {first_line(str(kaai), '--version')}: package --max-project-size 1024 FOLDER ZIP")
     print(f"zip       {zip_version.split('.  ')[0]}: -qr")
     print(f"git       {first_line('git', '--version')}: archive --format=zip, from loose objects")
     print(f"python    {sys.version.split()[0]}: shutil.make_archive(format='zip')")

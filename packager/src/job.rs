@@ -119,7 +119,7 @@ impl Job<'_> {
             folders: &parts.folders,
             bytes: parts.limits.bytes,
         };
-        Ok(checkout(&self.request.source, self.service, &means).await?)
+        checkout(&self.request.source, self.service, &means).await
     }
 
     /// The sender has read and packed the project already: what it sent is the archive.

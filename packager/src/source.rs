@@ -20,7 +20,10 @@ use runtime::{
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::walk::Links;
+use crate::{
+    trouble::{Error, full, io},
+    walk::Links,
+};
 
 /// How long git may take in all.
 const GIT: Duration = Duration::from_secs(300);
@@ -33,23 +36,6 @@ pub(crate) struct Checkout {
     /// How far its paths and links may reach: anywhere only if it is the user's own folder on the user's own machine.
     pub(crate) links: Links,
     _temporary: Option<TempDir>,
-}
-
-/// Why a source could not be had.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    /// The request cannot be carried out as it is.
-    #[error("{0}")]
-    Failure(Box<Failure>),
-    /// It may work later.
-    #[error("{0}")]
-    Transient(String),
-}
-
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        Self::Failure(Box::new(failure))
-    }
 }
 
 /// What it takes to make a source available.
@@ -99,17 +85,17 @@ fn named_folder(folder: &str, allowed: &[PathBuf]) -> Result<Checkout, Failure> 
 }
 
 async fn from_upload(digest: &Digest, service: &ServiceName, means: &Means<'_>) -> Result<Checkout, Error> {
-    let transient = |error: &dyn std::fmt::Display| Error::Transient(error.to_string());
-    let temporary = TempDir::new_in(means.work).map_err(|error| transient(&error))?;
+    let temporary = TempDir::new_in(means.work).map_err(|error| io(&error))?;
     let zip = fetch_archive(digest, means.store, temporary.path()).await?;
     // The folder has the service's name: it becomes the source directory's, which scripts can see.
     let folder = temporary.path().join("project").join(service.as_str());
-    std::fs::create_dir_all(&folder).map_err(|error| transient(&error))?;
+    std::fs::create_dir_all(&folder).map_err(|error| io(&error))?;
     let (into, limits) = (folder.clone(), Limits { bytes: means.bytes, ..Limits::default() });
     let unpacked = tokio::task::spawn_blocking(move || archive::unpack(&zip, &into, limits)).await;
-    match unpacked.map_err(|error| transient(&error))? {
+    match unpacked.map_err(|error| Error::Transient(error.to_string()))? {
         Ok(_) => Ok(Checkout { folder, links: Links::Inside, _temporary: Some(temporary) }),
-        Err(error @ (archive::Error::Full(_) | archive::Error::File { .. })) => Err(transient(&error)),
+        Err(error @ archive::Error::Full(_)) => Err(full(error.to_string()).into()),
+        Err(error @ archive::Error::File { .. }) => Err(Error::Transient(error.to_string())),
         Err(error @ archive::Error::TooLarge { .. }) => {
             let remedy = "leave files out with .amlignore, or raise --max-project-size of the packager";
             Err(Failure::project(Stage::Packaging, error.to_string(), remedy).into())
@@ -127,15 +113,15 @@ pub(crate) async fn fetch_archive(digest: &Digest, store: &Store, folder: &Path)
             let cause = format!("the archive {digest} was not sent");
             Err(Failure::project(Stage::Packaging, cause, "send it first, or use `kaai deploy`, which does").into())
         }
-        Err(error) => Err(Error::Transient(error.to_string())),
+        Err(error) => Err(error.into()),
     }
 }
 
 async fn from_git(git: &GitSource, work: &Path) -> Result<Checkout, Error> {
     check(git)?;
-    let temporary = TempDir::new_in(work).map_err(|error| Error::Transient(error.to_string()))?;
+    let temporary = TempDir::new_in(work).map_err(|error| io(&error))?;
     let root = temporary.path().join(repository_name(&git.address));
-    std::fs::create_dir(&root).map_err(|error| Error::Transient(error.to_string()))?;
+    std::fs::create_dir(&root).map_err(|error| io(&error))?;
     let fetched = tokio::time::timeout(GIT, fetch(git, &root)).await;
     fetched.map_err(|_| {
         let cause = format!("git did not fetch {} within {} s", git.address, GIT.as_secs());

@@ -4,7 +4,7 @@ use proto::failure::{Failure, Stage};
 use runtime::store;
 
 use crate::{
-    archive, registry, source,
+    archive, registry,
     walk::{self, MAX_NAMED},
 };
 
@@ -22,15 +22,6 @@ pub(crate) enum Error {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         Self::Failure(Box::new(failure))
-    }
-}
-
-impl From<source::Error> for Error {
-    fn from(error: source::Error) -> Self {
-        match error {
-            source::Error::Failure(failure) => Self::Failure(failure),
-            source::Error::Transient(cause) => Self::Transient(cause),
-        }
     }
 }
 
@@ -95,7 +86,8 @@ pub(crate) fn io(error: &std::io::Error) -> Error {
     }
 }
 
-fn full(cause: String) -> Failure {
+/// The disk is full: told at once, since only a person can mend it.
+pub(crate) fn full(cause: String) -> Failure {
     Failure::platform(Stage::Packaging, cause, "free some space where the packager writes, then deploy again")
 }
 
