@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -56,6 +56,8 @@ impl Home {
             )
         };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(|error| cannot(&error))?;
+        // A folder that was there before may be open to others, and what lies in it must not be.
+        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700)).map_err(|error| cannot(&error))?;
         let path = self.join("lock");
         let mut lock = OpenOptions::new()
             .create(true)

@@ -195,16 +195,24 @@ async fn end_leftover(pid_file: &Path, config: &Path) {
     }
 }
 
-/// Checks that a port is free before anything is started on it; 0 takes any.
+/// Checks that the bus can listen on a port before anything is started on it; 0 takes any.
 fn free_address(port: u16) -> Result<SocketAddr> {
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let listener = TcpListener::bind(address).map_err(|error| {
+    free("the bus", SocketAddr::from(([127, 0, 0, 1], port)), "--bus-port")
+}
+
+/// Checks that nobody listens on an address yet, and gives it with a port; port 0 takes any.
+///
+/// # Errors
+///
+/// Fails with the flag that chooses another address.
+pub fn free(who: &str, address: SocketAddr, flag: &str) -> Result<SocketAddr> {
+    let taken = |error: std::io::Error| {
         Ending::mend(
-            format!("the bus cannot listen on {address}: {error}"),
-            "end what uses that port, or choose another with --bus-port (0 takes any)",
+            format!("{who} cannot listen on {address}: {error}"),
+            format!("end what uses that port, or choose another with {flag} (port 0 takes any)"),
         )
-    })?;
-    listener.local_addr().map_err(|error| Ending::platform(error.to_string(), "choose another --bus-port"))
+    };
+    TcpListener::bind(address).and_then(|listener| listener.local_addr()).map_err(taken)
 }
 
 fn configuration(home: &Home, address: SocketAddr, logins: &Logins) -> String {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     ending::{Ending, Result},
     home::Home,
-    server::{Logins, Server, find_program},
+    server::{self, Logins, Server, find_program},
 };
 
 /// How long the components may take to be ready.
@@ -90,6 +90,8 @@ impl Up {
     /// Fails when another kaai uses the state folder, a port is taken, or a program is missing; then nothing is left running.
     pub async fn start(options: Options) -> Result<Self> {
         let lock = options.home.lock()?;
+        server::free("the router", options.router, "--router-address")?;
+        server::free("the admin address", options.admin, "--admin-address")?;
         let nats = find_program("nats-server", options.nats_server.as_deref(), "--nats-server")?;
         let uv = find_program("uv", options.uv.as_deref(), "--uv")?;
         let logins = Logins::prepare(&options.home)?;
@@ -262,7 +264,8 @@ impl Starting<'_> {
 
         let rt = self.runtime("deployer").await?;
         stops.push(rt.shutdown.clone());
-        let config = deployer::Config { on_stop: deployer::OnStop::End, ..deployer::Config::new(home.join("deployer")) };
+        let config =
+            deployer::Config { on_stop: deployer::OnStop::End, ..deployer::Config::new(home.join("deployer")) };
         components.spawn(alone(rt.clone(), deployer::run(config, rt)));
         Ok((components, stops, bound))
     }
