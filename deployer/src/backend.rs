@@ -35,6 +35,9 @@ pub trait Backend: Send + Sync + 'static {
     /// The logs of a service's replicas, oldest first; those of replicas that are gone too, as far as they are kept.
     fn logs(&self, wanted: &LogWanted) -> impl Future<Output = Vec<ReplicaLog>> + Send;
 
+    /// Takes away what was kept of a service that is gone for good: its logs.
+    fn forget(&self, workspace: &Workspace, service: &ServiceName) -> impl Future<Output = ()> + Send;
+
     /// Ends all replicas (see [`Backend::stop`]), for a deployer that leaves nothing behind.
     fn end(&self, grace: Duration) -> impl Future<Output = ()> + Send;
 

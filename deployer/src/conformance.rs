@@ -169,8 +169,12 @@ impl<B: Backend> Case<'_, B> {
         let short = LogWanted { lines: 1, ..wanted(&samples.raises) };
         let logs = self.backend.logs(&short).await;
         assert!(logs[0].text.lines.len() == 1 && logs[0].text.cut);
-        let other = LogWanted { service: name("another"), ..short };
+        let other = LogWanted { service: name("another"), ..short.clone() };
         assert!(self.backend.logs(&other).await.is_empty());
+        self.backend.forget(&Workspace::default(), &name("another")).await;
+        assert_eq!(self.backend.logs(&short).await.len(), 1, "another service's are left");
+        self.backend.forget(&Workspace::default(), &self.service).await;
+        assert!(self.backend.logs(&short).await.is_empty());
     }
 
     async fn what_is_not_there_can_be_stopped(&self) {

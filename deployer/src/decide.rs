@@ -245,13 +245,18 @@ impl Service {
     pub fn on(&mut self, now: Instant, input: Input) -> Vec<Action> {
         let mut actions = Vec::new();
         self.learn(now, input, &mut actions);
-        if self.loaded && self.inventoried && self.route.is_known() {
+        if self.is_known() {
             self.judge(now);
             self.act(now, &mut actions);
             self.describe();
         }
         self.keep(now, &mut actions);
         actions
+    }
+
+    /// Whether all that there is of the service has been told.
+    fn is_known(&self) -> bool {
+        self.loaded && self.inventoried && self.route.is_known()
     }
 
     fn learn(&mut self, now: Instant, input: Input, actions: &mut Vec<Action>) {
@@ -263,7 +268,7 @@ impl Service {
                 self.forget_said();
                 self.gone_since = self.is_gone().then(|| now.checked_sub(age).unwrap_or(now));
             }
-            Input::RouteFound { route, revision } => self.route.found(now, route.map(|route| *route), revision),
+            Input::RouteFound { route, revision } => self.route.found(route.map(|route| *route), revision),
             Input::Inventory(there) => {
                 self.replicas.retain(|id, replica| !replica.was_observed() || there.contains(id));
                 self.inventoried = true;
@@ -271,7 +276,7 @@ impl Service {
             Input::Stored(revision) => self.stored(revision, actions),
             Input::Conflicted => self.conflicted(actions),
             Input::Refused(reason) => self.refused(&reason, actions),
-            Input::Routed(revision) => self.routed(now, revision),
+            Input::Routed(revision) => self.routed(now, revision, actions),
             Input::Said(announcement) => self.said(announcement),
             Input::Purged(done) => self.purged(now, done),
             Input::Observed(observed) => self.observed(now, *observed, actions),

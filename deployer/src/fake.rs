@@ -11,7 +11,7 @@ use std::{
 
 use proto::{
     deployer::StartParts,
-    id::{Generation, ReplicaId},
+    id::{Generation, ReplicaId, ServiceName, Workspace},
     query::LogText,
 };
 use tokio::sync::mpsc;
@@ -126,6 +126,10 @@ impl Backend for FakeBackend {
             ReplicaLog { replica: order.replica.clone(), generation: order.release.generation, text }
         };
         matching.map(log).collect()
+    }
+
+    async fn forget(&self, workspace: &Workspace, service: &ServiceName) {
+        self.state().logs.retain(|(order, _)| order.workspace != *workspace || order.service != *service);
     }
 
     async fn end(&self, grace: Duration) {

@@ -29,7 +29,7 @@ use std::{
 };
 
 use futures::future::join_all;
-use proto::id::ReplicaId;
+use proto::id::{ReplicaId, ServiceName, Workspace};
 use runtime::{shutdown::Tasks, store::Store};
 use rustix::fs::FlockOperation;
 use sha2::Digest as _;
@@ -211,6 +211,13 @@ impl Backend for ProcessBackend {
         let (logs, wanted) = (self.0.logs.clone(), wanted.clone());
         // A reader that panicked has read nothing.
         self.0.tasks.spawn_blocking(move || logs.read(&wanted)).await.unwrap_or_default()
+    }
+
+    async fn forget(&self, workspace: &Workspace, service: &ServiceName) {
+        let (logs, workspace, service) = (self.0.logs.clone(), workspace.clone(), service.clone());
+        let forgetting = self.0.tasks.spawn_blocking(move || logs.forget(&workspace, &service));
+        // A panic in there leaves logs that nobody asks for.
+        let _ = forgetting.await;
     }
 
     async fn end(&self, grace: Duration) {

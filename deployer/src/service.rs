@@ -161,6 +161,7 @@ impl<B: Backend> Fleet<B> {
             let (record, revision) = records.remove(&key).map(|entry| (entry.value, entry.revision)).unzip();
             let route = routes.remove(&key);
             self.meet(&key, shell::recorded(record, revision), route, running.remove(&key).unwrap_or_default()).await;
+            self.forget(&key);
         }
     }
 
@@ -192,6 +193,7 @@ impl<B: Backend> Fleet<B> {
                     }
                 }
                 self.tell(&key, input).await;
+                self.forget(&key);
             }
             News::Observed(observed) => {
                 if matches!(observed.status, Status::Exited(_)) {
@@ -199,9 +201,13 @@ impl<B: Backend> Fleet<B> {
                 }
                 let key = (observed.workspace.clone(), observed.service.clone());
                 self.tell(&key, Input::Observed(observed)).await;
+                self.forget(&key);
             }
             News::Utilization(key, utilization) => self.tell(&key, Input::Utilization(utilization)).await,
-            News::Done(key, input) => self.tell(&key, *input).await,
+            News::Done(key, input) => {
+                self.tell(&key, *input).await;
+                self.forget(&key);
+            }
             News::GetKeys(question) => {
                 let key = (question.workspace.clone(), question.query.service.clone());
                 let record = self.record(&key).cloned();
@@ -251,9 +257,15 @@ impl<B: Backend> Fleet<B> {
         for action in actions {
             self.shell.perform(key, &kept.causes, action).await;
         }
-        if kept.service.is_over() {
-            self.wakes.retain(|(_, other)| other != key);
-            self.services.remove(key);
+    }
+
+    /// Forgets a service of which nothing is left.
+    fn forget(&mut self, key: &Key) {
+        let over = self.services.get(key).is_some_and(|kept| kept.service.is_over());
+        if let Some(kept) = over.then(|| self.services.remove(key)).flatten() {
+            if let Some(at) = kept.wake {
+                self.wakes.remove(&(at, key.clone()));
+            }
             self.shell.metrics.forget(key);
         }
     }

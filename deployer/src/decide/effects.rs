@@ -184,6 +184,10 @@ impl Service {
 
     /// When something is to be done without any news.
     pub fn wake(&self, now: Instant) -> Option<Instant> {
+        if !self.is_known() {
+            // The news that it waits for wake it.
+            return None;
+        }
         let restarts = self.restarts.values().filter_map(super::Restarts::next);
         let deadlines = self.replicas.values().filter_map(|replica| match replica.phase {
             Phase::Starting(since) if replica.is_live() => self.deadline(replica.generation, since),

@@ -1,7 +1,8 @@
 //! The route that routers go by: what was written, and what it should be.
 
 use proto::{
-    deployer::{Endpoint, Route},
+    deployer::{DeploymentProgressed, Endpoint, Route},
+    failure::Stage,
     id::{Generation, ReplicaId},
     spec::Auth,
 };
@@ -20,7 +21,7 @@ pub(super) struct Routed {
 }
 
 impl Routed {
-    pub(super) fn found(&mut self, _now: Instant, route: Option<Route>, revision: u64) {
+    pub(super) fn found(&mut self, route: Option<Route>, revision: u64) {
         (self.known, self.written, self.revision) = (true, route, revision);
     }
 
@@ -45,6 +46,17 @@ impl Routed {
     }
 }
 
+/// What whoever waits is told of a switch.
+fn switched(old: Generation, new: Generation) -> Action {
+    Action::Tell(DeploymentProgressed {
+        generation: new,
+        stage: Stage::Routing,
+        message: format!("generation {old} → {new}"),
+        log: Vec::new(),
+        extra: proto::Extra::new(),
+    })
+}
+
 impl Service {
     /// Writes the route if it is not what it should be.
     pub(super) fn lead(&mut self, actions: &mut Vec<Action>) {
@@ -58,10 +70,14 @@ impl Service {
         }
     }
 
-    pub(super) fn routed(&mut self, now: Instant, revision: u64) {
+    pub(super) fn routed(&mut self, now: Instant, revision: u64, actions: &mut Vec<Action>) {
         let Some(written) = self.route.writing.take() else { return };
-        if self.route.written.is_none() {
-            self.routers.first_routed(now);
+        match (&self.route.written, &written) {
+            (Some(old), Some(new)) if old.generation != new.generation => {
+                actions.push(switched(old.generation, new.generation));
+            }
+            (None, _) => self.routers.first_routed(now),
+            _ => {}
         }
         for endpoint in written.iter().flat_map(|route| &route.replicas) {
             if let Some(replica) = self.replicas.get_mut(&endpoint.replica) {

@@ -516,6 +516,7 @@ impl World {
         if self.service.wake(self.now).is_some_and(|at| at <= self.now) {
             self.feed(Input::Tick);
         }
+        assert!(self.service.wake(self.now).is_none_or(|at| at > self.now), "it would never sleep again");
         self.bounds();
     }
 

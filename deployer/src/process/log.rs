@@ -58,6 +58,12 @@ impl Logs {
         }
     }
 
+    /// Deletes all logs of a service.
+    pub(super) fn forget(&self, workspace: &Workspace, service: &ServiceName) {
+        // What cannot be deleted stays until somebody tidies up by hand.
+        let _ = fs::remove_dir_all(self.folder(workspace, service));
+    }
+
     /// The wanted logs, in the order in which their replicas were started. Blocks.
     pub(super) fn read(&self, wanted: &LogWanted) -> Vec<ReplicaLog> {
         let mut found = list(&self.folder(&wanted.workspace, &wanted.service));

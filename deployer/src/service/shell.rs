@@ -310,8 +310,14 @@ impl<B: Backend> Shell<B> {
     }
 
     fn purge(&self, key: &Key, revision: u64) {
-        let (bucket, name) = (self.services.clone(), subject::service_key(&key.0, &key.1));
-        self.job(key, async move { Some(Input::Purged(bucket.delete_at(&name, revision).await.is_ok())) });
+        let (bucket, backend, of) = (self.services.clone(), self.backend.clone(), key.clone());
+        self.job(key, async move {
+            let purged = bucket.delete_at(&subject::service_key(&of.0, &of.1), revision).await.is_ok();
+            if purged {
+                backend.forget(&of.0, &of.1).await;
+            }
+            Some(Input::Purged(purged))
+        });
     }
 
     fn settle(&mut self, token: Token, how: Settle) {

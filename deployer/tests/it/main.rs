@@ -1,8 +1,9 @@
 //! Tests of the deployer from outside: its backends, and its loop on a real bus.
 
-#[cfg(test)]
+#![expect(clippy::unwrap_used, reason = "what a test stands on is there, or the test fails")]
+
 mod backends;
-#[cfg(test)]
+mod bus;
 mod place;
-#[cfg(test)]
+mod program;
 mod replicas;

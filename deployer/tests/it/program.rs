@@ -1,0 +1,149 @@
+//! The deployer as a program of its own, killed and stopped as an operator would.
+
+use std::{
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use proto::{
+    Extra,
+    builder::{ImageResolved, Lookup},
+    deployer::{Release, Route},
+    id::{ServiceName, Workspace},
+    packager::Archive,
+    subject,
+};
+use runtime::{
+    Runtime,
+    store::Store,
+    testing::{Nats, until},
+};
+use serde_json::json;
+
+use crate::place::{GOOD, Place, ask};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct Case {
+    nats: Nats,
+    place: Place,
+    user: Runtime,
+}
+
+impl Case {
+    async fn new(test: &str) -> Option<Self> {
+        let mut place = Place::new(test)?;
+        let nats = Nats::start().await;
+        place.store = Store::open(nats.folder().join("store").to_str().unwrap()).unwrap();
+        let user = nats.runtime("cli").await;
+        Some(Self { nats, place, user })
+    }
+
+    fn deployer(&self, on_stop: &str) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_kaai-deployer"))
+            .args(["--bus", &self.nats.address(), "--on-stop", on_stop, "--log-level", "debug"])
+            .arg("--store")
+            .arg(self.nats.folder().join("store"))
+            .arg("--state")
+            .arg(self.place.folder.path().join("state"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    async fn resolve(&self, release: Release) {
+        let event = ImageResolved {
+            generation: release.generation,
+            archive: Archive { digest: release.archive, size: 1, files: 1, ignored: 0 },
+            spec: release.spec,
+            sealed_keys: None,
+            warnings: Vec::new(),
+            environment: release.environment,
+            image: release.image,
+            lookup: Lookup::Cached,
+            took_ms: 0,
+            extra: Extra::new(),
+        };
+        let service: ServiceName = "ridge".parse().unwrap();
+        self.user.bus.say(&Workspace::default(), &service, "resolved", &event).await.unwrap();
+    }
+
+    /// The pid that answers by the route, once one does.
+    async fn serving(&self, but: Option<&serde_json::Value>) -> serde_json::Value {
+        let routes = self.user.bus.bucket::<Route>(subject::ROUTES).await.unwrap();
+        until("a replica answers", LIMIT, async || {
+            let route = routes.get("default.ridge").await.unwrap()?.value;
+            let endpoint = route.replicas.into_iter().find(|endpoint| !endpoint.draining)?;
+            let socket = endpoint.address.strip_prefix("unix:").unwrap();
+            tokio::net::UnixStream::connect(socket).await.ok()?;
+            let observed = observed(&endpoint);
+            let (_, answer) = ask(&observed, &json!({})).await?;
+            let pid = serde_json::from_str::<serde_json::Value>(&answer).unwrap()["pid"].clone();
+            (Some(&pid) != but).then_some(pid)
+        })
+        .await
+    }
+}
+
+fn observed(endpoint: &proto::deployer::Endpoint) -> deployer::backend::Observed {
+    deployer::backend::Observed {
+        replica: endpoint.replica.clone(),
+        workspace: Workspace::default(),
+        service: "ridge".parse().unwrap(),
+        generation: proto::id::Generation(1),
+        status: deployer::backend::Status::Ready,
+        address: Some(endpoint.address.clone()),
+        start: proto::deployer::StartParts::default(),
+        unlimited: None,
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+}
+
+fn runs(pid: &serde_json::Value) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+}
+
+#[tokio::test]
+async fn replicas_outlive_a_killed_deployer_and_end_with_one_that_ends_them() {
+    let Some(case) = Case::new("replicas_outlive_a_killed_deployer_and_end_with_one_that_ends_them").await else {
+        return;
+    };
+    let mut first = case.deployer("leave");
+    case.resolve(case.place.release(1, GOOD).await).await;
+    let pid = case.serving(None).await;
+    signal(&first, "-KILL");
+    first.wait().unwrap();
+    assert_eq!(case.serving(None).await, pid, "it serves on without a deployer");
+
+    let mut second = case.deployer("leave");
+    let logs = case.place.folder.path().join("state/replicas");
+    until("the second deployer has taken the folder", LIMIT, async || {
+        let mut third = case.deployer("leave");
+        let refused = third.wait().unwrap();
+        (!refused.success()).then_some(())
+    })
+    .await;
+    assert_eq!(case.serving(None).await, pid, "it was adopted, not started anew");
+    assert_eq!(std::fs::read_dir(&logs).unwrap().count(), 1);
+    signal(&second, "-TERM");
+    assert!(second.wait().unwrap().success());
+    assert!(runs(&pid), "the lone deployer leaves it");
+
+    let mut third = case.deployer("end");
+    let routes = case.user.bus.bucket::<Route>(subject::ROUTES).await.unwrap();
+    let replica = routes.get("default.ridge").await.unwrap().unwrap().value.replicas[0].replica.clone();
+    assert!(Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap().success());
+    let another = case.serving(Some(&pid)).await;
+    let now = routes.get("default.ridge").await.unwrap().unwrap().value.replicas[0].replica.clone();
+    assert_ne!(now, replica, "what died was replaced");
+    signal(&third, "-TERM");
+    assert!(third.wait().unwrap().success());
+    assert!(!runs(&another), "nothing is left running");
+    assert_eq!(std::fs::read_dir(&logs).unwrap().count(), 0);
+}
