@@ -52,7 +52,7 @@ pub(crate) fn walked(error: walk::Error) -> Failure {
             "leave files out with .amlignore, register large ones as models, or raise --max-project-size"
         }
         walk::Error::Unreadable(_) => "see that you may read them, or leave them out with .amlignore",
-        walk::Error::NotUtf8(_) => "rename it, or leave its folder out with .amlignore",
+        walk::Error::NotUtf8(_) | walk::Error::Backslash(_) => "rename it, or leave it out with .amlignore",
         walk::Error::Link { .. } => "put the file itself in its place, or leave the link out with .amlignore",
         walk::Error::NoSuch { .. } => "name a folder that is there",
     };

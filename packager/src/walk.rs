@@ -14,6 +14,7 @@
 //! | a link that leaves the folder | an error that names it, unless [`Links::Anywhere`] is allowed |
 //! | a socket, pipe or device | left out, with a warning |
 //! | a name that is not UTF-8 | an error that names it, unless it is ignored |
+//! | a name with a backslash, which is a separator in some zips | an error that names it, unless it is ignored |
 //! | a folder that cannot be read | an error that names it, and up to nine more |
 //! | more bytes or files than the limits | an error that names the biggest files |
 //!
@@ -145,6 +146,12 @@ pub enum Error {
     #[error("the name of {0:?} is not UTF-8")]
     NotUtf8(
         /// The path, with what cannot be shown replaced.
+        String,
+    ),
+    /// A name that some readers of archives would take for a path.
+    #[error("the name of {0} has a backslash, which an archive cannot hold")]
+    Backslash(
+        /// The path.
         String,
     ),
     /// A symbolic link that is not followed.
@@ -287,6 +294,7 @@ pub(crate) fn describe(path: &str, error: &io::Error) -> String {
 }
 
 fn utf8(name: &OsStr, folder: &str) -> Result<String, Error> {
-    let name = name.to_str().ok_or_else(|| Error::NotUtf8(format!("{folder}{}", name.to_string_lossy())))?;
-    Ok(name.to_owned())
+    let shown = || format!("{folder}{}", name.to_string_lossy());
+    let name = name.to_str().ok_or_else(|| Error::NotUtf8(shown()))?;
+    if name.contains('\\') { Err(Error::Backslash(shown())) } else { Ok(name.to_owned()) }
 }

@@ -163,6 +163,13 @@ fn a_name_that_is_not_utf8_is_named_unless_it_is_ignored() {
 }
 
 #[test]
+fn a_name_with_a_backslash_is_named() {
+    let folder = tree(&["sub/a\\b"]);
+    let error = project(folder.path()).unwrap_err();
+    assert!(matches!(&error, Error::Backslash(path) if path == "sub/a\\b"), "{error}");
+}
+
+#[test]
 fn what_cannot_be_read_is_named() {
     // The superuser may read everything: only the walk's own trouble shows there.
     let folder = tree(&["a", "closed/b", "open/c"]);
