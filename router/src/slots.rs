@@ -380,6 +380,17 @@ mod tests {
     }
 
     #[test]
+    fn a_newcomer_does_not_take_a_slot_that_has_just_come_free_from_those_who_wait() {
+        let now = Instant::now();
+        let mut slots = with(now, 1, &[1]);
+        let serial = take(&mut slots, now);
+        assert!(matches!(enter(&mut slots, now, 7), Entered::Wait(_)));
+        slots.release(now, serial);
+        assert!(matches!(enter(&mut slots, now, 8), Entered::Wait(_)));
+        assert_eq!(slots.hand_out(now).map(|(waiter, ..)| waiter), Some(7));
+    }
+
+    #[test]
     fn a_service_is_worth_waiting_for_while_a_replica_is_coming_or_was_there_lately() {
         let now = Instant::now();
         let mut slots = Slots::new(now);

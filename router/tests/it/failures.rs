@@ -97,6 +97,18 @@ async fn an_answer_that_breaks_off_is_not_taken_for_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_length_that_came_beside_another_framing_is_not_believed() {
+    let replica = Replica::raw("a", |mut stream: UnixStream| async move {
+        let mut head = [0; 1024];
+        let _ = stream.read(&mut head).await;
+        let both = b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+        let _ = stream.write_all(both).await;
+    });
+    let world = World::new(route(vec![replica.endpoint()]));
+    assert_eq!(world.post("{}").await.text(), "abc");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_goes_on_to_another_replica_when_the_first_is_not_there() {
     let there = Replica::unix("there", |_| async { ok("there") });
     let world = World::new(route(vec![missing("a"), missing("b"), there.endpoint()]));

@@ -14,6 +14,7 @@ use hyper::{
     Request,
     body::{Body, Bytes, Frame, Incoming, SizeHint},
 };
+use proto::spec::Auth;
 use router::Limits;
 use runtime::shutdown::Tasks;
 use sha2::{Digest, Sha256};
@@ -202,17 +203,18 @@ async fn a_payload_that_turns_out_too_large_is_refused_while_it_is_sent() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_upload_does_not_cost_the_caller_the_answer() {
     // No Expect: the whole body is on its way before the answer is read, as most clients do it.
-    let mut listed = route(Vec::new());
-    listed.auth = proto::spec::Auth::Key;
-    let world = World::new(listed);
-    for _ in 0..5 {
+    // Refused at the door, and after the queue.
+    for (auth, status) in [(Auth::Key, b"HTTP/1.1 401"), (Auth::None, b"HTTP/1.1 503")].repeat(5) {
+        let mut listed = route(Vec::new());
+        listed.auth = auth;
+        let world = World::new(listed);
         let mut stream = TcpStream::connect(world.address()).await.unwrap();
         let head = format!("POST {SCORE} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", 8 * MB);
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.write_all(&vec![1; 8 * 1024 * 1024]).await.unwrap();
         let mut start = [0; 12];
         stream.read_exact(&mut start).await.unwrap();
-        assert_eq!(&start, b"HTTP/1.1 401");
+        assert_eq!(&start, status);
     }
 }
 

@@ -3,7 +3,12 @@
 use std::sync::Arc;
 
 use runtime::shutdown::Tasks;
-use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::Semaphore,
+    time::timeout,
+};
 
 use crate::{
     replica::{Replica, ok},
@@ -44,4 +49,25 @@ async fn a_router_that_stops_finishes_what_is_in_hand_and_takes_nothing_new() {
     assert_eq!(queued.await.unwrap().text(), "finished");
     timeout(SOON, stopping).await.expect("it has stopped").unwrap();
     drop(idle);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_had_connected_before_the_stop_is_answered() {
+    let replica = Replica::unix("a", |_| async { ok("answered") });
+    for _ in 0..5 {
+        let world = World::new(route(vec![replica.endpoint()]));
+        let mut callers = Vec::new();
+        for _ in 0..40 {
+            let mut stream = TcpStream::connect(world.address()).await.unwrap();
+            stream.write_all(format!("GET {SCORE} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+            callers.push(stream);
+        }
+        let stopped = Tasks::default().spawn(world.server.stop());
+        for mut stream in callers {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.ends_with("answered"), "{answer:?}");
+        }
+        timeout(SOON, stopped).await.expect("it has stopped").unwrap();
+    }
 }
