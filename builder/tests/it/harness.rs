@@ -186,6 +186,17 @@ impl Scene {
         until("a build runs", LONG, async || (self.world.running.load(Ordering::SeqCst) == number).then_some(())).await;
     }
 
+    /// Waits until so many requests wait in these builders together.
+    pub(crate) async fn waiting(&self, builders: &[Live], number: usize) {
+        let of_one = |builder: &Live| -> usize {
+            let metrics = builder.rt.metrics.encode();
+            let line = metrics.lines().find_map(|line| line.strip_prefix("kaai_builder_waiting "));
+            line.map_or(0, |number| number.parse().unwrap())
+        };
+        let all = || builders.iter().map(of_one).sum::<usize>();
+        until("all requests wait", LONG, async || (all() == number).then_some(())).await;
+    }
+
     pub(crate) fn begun(&self) -> usize {
         self.world.begun.load(Ordering::SeqCst)
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use futures::future::join_all;
 use proto::{
-    builder::{EnvironmentRecord, Lookup},
+    builder::{EnvironmentRecord, Image, Lookup},
     deployer::{DeploymentFailed, DeploymentProgressed},
     failure::Blame,
 };
@@ -15,13 +15,14 @@ use crate::harness::{LONG, Scene, World, environment, failure};
 #[tokio::test]
 async fn twenty_requests_and_three_builders_make_one_build() {
     let scene = Scene::new(World { gated: true, ..World::default() }).await;
-    let _builders = [scene.builder().await, scene.builder().await, scene.builder().await];
+    let builders = [scene.builder().await, scene.builder().await, scene.builder().await];
     let spellings = [environment(&["Numpy==1.0", "x"]), environment(&["x", "numpy == 1"])];
     let services: Vec<String> = (0..20).map(|n| format!("service-{n}")).collect();
     join_all(
         services.iter().enumerate().map(|(n, service)| scene.request(service, n as u64 + 1, spellings[n % 2].clone())),
     )
     .await;
+    scene.waiting(&builders, 20).await;
     scene.building(1).await;
     scene.world.gate.notify_one();
     let resolved = join_all(services.iter().map(|service| scene.resolved(service))).await;
@@ -41,18 +42,13 @@ async fn twenty_requests_and_three_builders_make_one_build() {
 async fn different_environments_are_built_beside_each_other_up_to_the_limit() {
     let mut scene = Scene::new(World { gated: true, ..World::default() }).await;
     scene.limits.concurrent_builds = 2;
-    let _builder = scene.builder().await;
+    let builders = [scene.builder().await];
     for n in 0..4 {
         scene.request(&format!("service-{n}"), n + 1, environment(&[&format!("x=={n}")])).await;
     }
-    for n in 1..=4usize {
-        until("enough builds were begun", LONG, async || (scene.begun() >= 2.min(n)).then_some(())).await;
-        let before = scene.world.running.load(Ordering::SeqCst);
-        assert!(before <= 2);
-        until("a build waits at the gate", LONG, async || {
-            (scene.world.running.load(Ordering::SeqCst) > 0).then_some(())
-        })
-        .await;
+    scene.waiting(&builders, 4).await;
+    scene.building(2).await;
+    for n in 1..=4 {
         scene.world.gate.notify_one();
         until("a build ended", LONG, async || (scene.world.there.lock().unwrap().len() >= n).then_some(())).await;
     }
@@ -124,8 +120,7 @@ async fn a_builder_whose_lease_was_taken_stops_its_build() {
     scene.request("service", 1, environment(&["x"])).await;
     scene.building(1).await;
     let hash = builder::identity::hash(&environment(&["x"])).unwrap();
-    let image =
-        proto::builder::Image::VirtualEnvironment { path: "/made/by/another".to_owned(), python: "3.11.7".to_owned() };
+    let image = Image::VirtualEnvironment { path: "/made/by/another".to_owned(), python: "3.11.7".to_owned() };
     scene.world.there.lock().unwrap().push(image.clone());
     let record = EnvironmentRecord::Ready { image: image.clone(), built: String::new(), took_ms: 1 };
     scene.bucket.put(hash.as_str(), &record).await.unwrap();
@@ -134,6 +129,24 @@ async fn a_builder_whose_lease_was_taken_stops_its_build() {
     assert_eq!(scene.record(&environment(&["x"])).await, Some(record));
     let metrics = builder.rt.metrics.encode();
     assert!(metrics.contains("kaai_builder_lost_leases_total 1"), "{metrics}");
+}
+
+#[tokio::test]
+async fn the_end_of_a_build_does_not_count_once_another_has_taken_over() {
+    let mut scene = Scene::new(World { gated: true, ..World::default() }).await;
+    // No sign of life is due before the build ends: only its end meets the other's record.
+    scene.limits.lease = LONG * 100;
+    let _builder = scene.builder().await;
+    scene.request("service", 1, environment(&["x"])).await;
+    scene.building(1).await;
+    let hash = builder::identity::hash(&environment(&["x"])).unwrap();
+    let image = Image::VirtualEnvironment { path: "/made/by/another".to_owned(), python: "3.11.7".to_owned() };
+    scene.world.there.lock().unwrap().push(image.clone());
+    let record = EnvironmentRecord::Ready { image: image.clone(), built: String::new(), took_ms: 1 };
+    scene.bucket.put(hash.as_str(), &record).await.unwrap();
+    scene.world.gate.notify_one();
+    assert_eq!(scene.resolved("service").await.image, image);
+    assert_eq!(scene.record(&environment(&["x"])).await, Some(record));
 }
 
 #[tokio::test]
@@ -154,16 +167,18 @@ async fn a_build_goes_on_while_the_bus_is_away() {
 async fn a_failure_is_told_to_all_who_wait_and_remembered_until_it_expires() {
     let mut scene = Scene::new(World { gated: true, ..World::default() }).await;
     scene.limits.remember_project = LONG * 100;
-    let _builders = [scene.builder().await, scene.builder().await];
+    let builders = [scene.builder().await, scene.builder().await];
     *scene.world.failure.lock().unwrap() = Some(failure(Blame::Project));
     for n in 0..6 {
         scene.request(&format!("service-{n}"), n + 1, environment(&["x"])).await;
     }
+    scene.waiting(&builders, 6).await;
     scene.building(1).await;
     scene.world.gate.notify_one();
     for n in 0..6 {
         let failed = scene.failed(&format!("service-{n}")).await;
         assert_eq!(failed.generation.0, n + 1);
+        assert!(!failed.failure.cause.contains("remembered"), "{}", failed.failure.cause);
         assert!(failed.failure.log.unwrap().starts_with("kaai env log "));
         assert_eq!(failed.warnings, ["from the packager"]);
     }

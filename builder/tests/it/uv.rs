@@ -171,6 +171,19 @@ async fn packages_that_clash_are_named() {
 }
 
 #[tokio::test]
+async fn packages_that_install_and_cannot_be_imported_together_are_told() {
+    const TEST: &str = "packages_that_install_and_cannot_be_imported_together_are_told";
+    let Some(uv) = uv(TEST) else { return };
+    let real = Real::new(uv, |_| ()).await;
+    // flask 1.0 takes any jinja2, and works with none of today.
+    let failure = real.ask(any_python(&["flask==1.0.3"])).await.unwrap_err();
+    if !offline(TEST, &failure) {
+        assert!(failure.cause.contains("cannot be imported with the packages of environment.yml: "), "{failure:?}");
+        assert!(failure.remedy.contains("leave the version of flask==1.0.3 open"), "{failure:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_python_that_this_machine_does_not_have_is_a_clear_error() {
     let Some(uv) = uv("a_python_that_this_machine_does_not_have_is_a_clear_error") else { return };
     let real = Real::new(uv, |config| {
