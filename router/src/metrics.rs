@@ -91,7 +91,7 @@ impl TypedMetric for SharedHistogram {
 
 impl EncodeMetric for SharedHistogram {
     fn encode(&self, mut encoder: MetricEncoder) -> fmt::Result {
-        let bounds = BOUNDS.iter().map(|bound| *bound as f64 / 1e6).chain([f64::MAX]);
+        let bounds = BOUNDS.iter().map(|bound| *bound as f64 / 1e6).chain([f64::INFINITY]);
         let counts = self.0.buckets.iter().map(|count| count.load(Ordering::Relaxed));
         let buckets: Vec<_> = bounds.zip(counts).collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
@@ -171,5 +171,82 @@ impl Collector for Services {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::{
+        deployer::Route,
+        id::Generation,
+        spec::{Auth, RequestLimits, Scaling},
+    };
+
+    use super::*;
+    use crate::refusal::Stage;
+
+    fn route(service: &str) -> Route {
+        Route {
+            workspace: "default".parse().unwrap(),
+            service: service.parse().unwrap(),
+            generation: Generation(1),
+            replicas: Vec::new(),
+            starting: 0,
+            auth: Auth::None,
+            key_digests: Vec::new(),
+            requests: RequestLimits::default(),
+            scaling: Scaling::default(),
+            extra: proto::Extra::default(),
+        }
+    }
+
+    fn scrape(registry: &Registry) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        text
+    }
+
+    #[test]
+    fn times_are_counted_under_the_bound_that_they_do_not_pass() {
+        let mut registry = Registry::default();
+        let meters = Meters::register(&mut registry, Routes::new().0);
+        for micros in [10, 25, 26, 3_000_000, 600_000_000] {
+            meters.routing.observe(Duration::from_micros(micros));
+        }
+        let text = scrape(&registry);
+        for line in [
+            "routing_seconds_count 5",
+            "routing_seconds_sum 603.000061",
+            "routing_seconds_bucket{le=\"0.000025\"} 2",
+            "routing_seconds_bucket{le=\"0.00005\"} 3",
+            "routing_seconds_bucket{le=\"60.0\"} 4",
+            "routing_seconds_bucket{le=\"+Inf\"} 5",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn each_service_has_its_own_numbers_until_there_are_too_many() {
+        let mut registry = Registry::default();
+        let (routes, _news) = Routes::new();
+        Meters::register(&mut registry, routes.clone());
+        routes.put_all((0..SERVICES + 2).map(|n| (route(&format!("s-{n:04}")), 1)));
+        for name in ["s-0000", "s-0500", "s-0501"] {
+            let gate = routes.find("default", name).unwrap();
+            gate.answered(200);
+            gate.answered(503);
+            gate.refused(Stage::Capacity);
+        }
+        let text = scrape(&registry);
+        for line in [
+            "requests_total{workspace=\"default\",service=\"s-0000\",class=\"2xx\"} 1",
+            "requests_total{workspace=\"_others\",service=\"_others\",class=\"5xx\"} 2",
+            "refused_total{workspace=\"default\",service=\"s-0000\",stage=\"capacity\"} 1",
+            "in_flight{workspace=\"default\",service=\"s-0000\"} 0",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert!(!text.contains("s-0500"));
     }
 }

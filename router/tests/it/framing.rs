@@ -112,7 +112,7 @@ async fn a_head_that_is_too_large_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_heads_and_idle_connections_are_closed() {
     let replica = echo();
-    let (head_timeout, idle_timeout) = (Duration::from_millis(100), Duration::from_millis(200));
+    let (head_timeout, idle_timeout) = (Duration::from_millis(300), Duration::from_millis(400));
     let world =
         World::with(route(vec![replica.endpoint()]), Limits { head_timeout, idle_timeout, ..Limits::default() });
     // Nothing at all; and half a head.
@@ -137,10 +137,10 @@ async fn slow_heads_and_idle_connections_are_closed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_replica_outlasts_the_idle_limit() {
     let replica = Replica::unix("a", |_| async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
         ok("at last")
     });
-    let limit = Duration::from_millis(50);
+    let limit = Duration::from_millis(200);
     let limits = Limits { head_timeout: limit, idle_timeout: limit, stall_timeout: limit, ..Limits::default() };
     let world = World::with(route(vec![replica.endpoint()]), limits);
     assert_eq!(world.post("{}").await.text(), "at last");
