@@ -15,6 +15,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,7 @@ def main():
     kaai = Path(os.environ.get("KAAI", REPOSITORY / "target" / "release" / "kaai")).resolve()
     if not kaai.exists():
         sys.exit(f"{kaai} is not there: build it first (cargo build --release), or name it in $KAAI")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that the trees go then too
     folder = Path(tempfile.mkdtemp(prefix="kaai-bench-"))
     runner = Runner()
     try:
