@@ -34,6 +34,8 @@ pub mod service;
 
 use runtime::{Runtime, bus};
 
+use crate::backend::Backend;
+
 pub use crate::config::{Args, Config, OnStop};
 
 /// The deployer cannot go on.
@@ -68,7 +70,7 @@ pub enum Error {
 pub async fn run(config: Config, rt: Runtime) -> Result<(), Error> {
     let state = config.place.state.clone();
     let backend = process::ProcessBackend::open(config.place, rt.store.clone(), rt.tasks.clone()).await?;
-    let keyring = keys::Keyring::open(&state.join("deployer.seed"))?;
+    let keyring = keys::Keyring::open(&state.join("deployer.seed")).inspect_err(|_| backend.leave())?;
     let enforced = backend.limits_missing().is_none();
     let options = service::Options { keyring, on_stop: config.on_stop, grace: config.grace, limits_enforced: enforced };
     service::run(backend, options, rt).await

@@ -65,12 +65,24 @@ struct Kept {
 /// Fails at the start, when the bus cannot be used or holds what this version cannot read.
 pub async fn run<B: Backend>(backend: B, options: Options, rt: Runtime) -> Result<(), Error> {
     let backend = Arc::new(backend);
+    let (on_stop, grace) = (options.on_stop, options.grace);
+    let worked = work(backend.clone(), options, &rt).await;
+    rt.health.ready(false);
+    match (&worked, on_stop) {
+        (Ok(()), OnStop::End) => backend.end(grace).await,
+        // One that could not begin does not know which replicas are wanted.
+        _ => backend.leave(),
+    }
+    // What failed because the end had come is no failure.
+    if rt.shutdown.is_cancelled() { Ok(()) } else { worked }
+}
+
+async fn work<B: Backend>(backend: Arc<B>, options: Options, rt: &Runtime) -> Result<(), Error> {
     let services = rt.bus.bucket::<ServiceRecord>(subject::SERVICES).await?;
     let routes = rt.bus.bucket::<Route>(subject::ROUTES).await?;
-    publish_key(&options.keyring, &rt).await?;
+    publish_key(&options.keyring, rt).await?;
     let Some(records) = load(&services, subject::SERVICES).await? else { return Ok(()) };
     let Some(routed) = load(&routes, subject::ROUTES).await? else { return Ok(()) };
-    let (on_stop, grace) = (options.on_stop, options.grace);
     let (inbox, mut news) = mpsc::unbounded_channel();
     let changes = backend.changes();
     let mut fleet = Fleet {
@@ -80,23 +92,17 @@ pub async fn run<B: Backend>(backend: B, options: Options, rt: Runtime) -> Resul
         shell: Shell::new(backend.clone(), options, rt.clone(), (services, routes), inbox.clone()),
     };
     fleet.begin(records, routed, backend.list().await).await;
-    inbox::open(&rt, &inbox, changes).await?;
+    inbox::open(rt, &inbox, changes).await?;
     rt.health.ready(true);
     loop {
         let next = fleet.next_wake();
         tokio::select! {
             biased;
-            () = rt.shutdown.cancelled() => break,
+            () = rt.shutdown.cancelled() => return Ok(()),
             Some(news) = news.recv() => fleet.hear(news).await,
             () = tokio::time::sleep_until(next) => fleet.tick().await,
         }
     }
-    rt.health.ready(false);
-    match on_stop {
-        OnStop::End => backend.end(grace).await,
-        OnStop::Leave => backend.leave(),
-    }
-    Ok(())
 }
 
 /// Publishes the key that users encrypt their keys to.

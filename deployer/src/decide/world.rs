@@ -338,7 +338,8 @@ impl World {
             );
             let serving = |route: &Route| route.replicas.iter().filter(|endpoint| !endpoint.draining).count();
             // A crash, or a request to scale between the decision to switch and the switch, may leave fewer.
-            if new.generation > old.generation && !self.crashed && !self.scaled {
+            let deleting = self.record.as_ref().is_some_and(|(record, _)| record.deleting);
+            if new.generation > old.generation && !self.crashed && !self.scaled && !deleting {
                 let most = new.scaling.bounds().1 as usize;
                 assert!(
                     serving(new) >= serving(old).min(most).max(1),

@@ -28,6 +28,8 @@ struct Case {
     nats: Nats,
     place: Place,
     user: Runtime,
+    /// Where the deployer says whether it is ready.
+    admin: u16,
 }
 
 impl Case {
@@ -36,12 +38,17 @@ impl Case {
         let nats = Nats::start().await;
         place.store = Store::open(nats.folder().join("store").to_str().unwrap()).unwrap();
         let user = nats.runtime("cli").await;
-        Some(Self { nats, place, user })
+        Some(Self { nats, place, user, admin: runtime::testing::free_port() })
     }
 
     fn deployer(&self, on_stop: &str) -> Child {
+        self.program(on_stop, self.admin)
+    }
+
+    fn program(&self, on_stop: &str, admin: u16) -> Child {
         Command::new(env!("CARGO_BIN_EXE_kaai-deployer"))
             .args(["--bus", &self.nats.address(), "--on-stop", on_stop, "--log-level", "debug"])
+            .args(["--admin-address", &format!("127.0.0.1:{admin}")])
             .arg("--store")
             .arg(self.nats.folder().join("store"))
             .arg("--state")
@@ -51,6 +58,18 @@ impl Case {
             .stderr(Stdio::null())
             .spawn()
             .unwrap()
+    }
+
+    async fn ready(&self) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        until("the deployer is ready", LIMIT, async || {
+            let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.admin)).await.ok()?;
+            stream.write_all(b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.ok()?;
+            answer.starts_with("HTTP/1.1 200").then_some(())
+        })
+        .await;
     }
 
     async fn resolve(&self, release: Release) {
@@ -123,12 +142,9 @@ async fn replicas_outlive_a_killed_deployer_and_end_with_one_that_ends_them() {
 
     let mut second = case.deployer("leave");
     let logs = case.place.folder.path().join("state/replicas");
-    until("the second deployer has taken the folder", LIMIT, async || {
-        let mut third = case.deployer("leave");
-        let refused = third.wait().unwrap();
-        (!refused.success()).then_some(())
-    })
-    .await;
+    case.ready().await;
+    let refused = case.program("leave", 0).wait().unwrap();
+    assert!(!refused.success(), "there is one deployer of a folder");
     assert_eq!(case.serving(None).await, pid, "it was adopted, not started anew");
     assert_eq!(std::fs::read_dir(&logs).unwrap().count(), 1);
     signal(&second, "-TERM");
@@ -136,6 +152,7 @@ async fn replicas_outlive_a_killed_deployer_and_end_with_one_that_ends_them() {
     assert!(runs(&pid), "the lone deployer leaves it");
 
     let mut third = case.deployer("end");
+    case.ready().await;
     let routes = case.user.bus.bucket::<Route>(subject::ROUTES).await.unwrap();
     let replica = routes.get("default.ridge").await.unwrap().unwrap().value.replicas[0].replica.clone();
     assert!(Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap().success());
