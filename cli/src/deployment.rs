@@ -196,21 +196,7 @@ impl<'a> Follow<'a> {
             }
             DeploymentReady::TYPE => {
                 let event: DeploymentReady = ours(past, generation, |event: &DeploymentReady| event.generation)?;
-                self.deployed.previous = event.previous;
-                self.deployed.start = event.start;
-                self.deployed.scoring_uri = self.connection.url(&event.scoring_path);
-                let part = |ms: u64| output::seconds(Duration::from_millis(ms));
-                let start = event.start;
-                let what = format!(
-                    "{} · python {} · init() {}",
-                    output::count(u64::from(event.replicas), "replica"),
-                    part(start.interpreter_ms),
-                    part(start.init_ms)
-                );
-                self.over("starting", &what);
-                if let Some(previous) = event.previous {
-                    self.stages.done("switched", &format!("generation {previous} → {generation}"), None);
-                }
+                self.ready(&event);
                 Some(Ok(()))
             }
             DeploymentFailed::TYPE => {
@@ -224,6 +210,24 @@ impl<'a> Follow<'a> {
                 Some(Err(ending))
             }
             _ => None,
+        }
+    }
+
+    fn ready(&mut self, event: &DeploymentReady) {
+        self.deployed.previous = event.previous;
+        self.deployed.start = event.start;
+        self.deployed.scoring_uri = self.connection.url(&event.scoring_path);
+        let part = |ms: u64| output::seconds(Duration::from_millis(ms));
+        let start = event.start;
+        let what = format!(
+            "{} · python {} · init() {}",
+            output::count(u64::from(event.replicas), "replica"),
+            part(start.interpreter_ms),
+            part(start.init_ms)
+        );
+        self.over("starting", &what);
+        if let Some(previous) = event.previous {
+            self.stages.done("switched", &format!("generation {previous} → {}", event.generation), None);
         }
     }
 

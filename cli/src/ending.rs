@@ -16,7 +16,11 @@ pub type Result<T = ()> = std::result::Result<T, Ending>;
 
 /// A command that did not do what was asked.
 #[derive(Debug)]
-pub struct Ending {
+pub struct Ending(Box<Told>);
+
+/// What is told of it; boxed, since results that hold it are passed through every command.
+#[derive(Debug)]
+struct Told {
     code: u8,
     details: Vec<String>,
     cause: String,
@@ -42,38 +46,39 @@ impl Ending {
     }
 
     fn new(code: u8, cause: String, remedy: String) -> Self {
-        Self { code, details: Vec::new(), cause, notes: Vec::new(), remedy, failure: None }
+        Self(Box::new(Told { code, details: Vec::new(), cause, notes: Vec::new(), remedy, failure: None }))
     }
 
     /// Adds a line between cause and remedy.
     #[must_use]
     pub fn note(mut self, note: impl Into<String>) -> Self {
-        self.notes.push(note.into());
+        self.0.notes.push(note.into());
         self
     }
 
     /// Tells the user, and gives the exit code.
     pub fn tell(self, format: Format) -> ExitCode {
+        let told = self.0;
         if format == Format::Json {
             output::json(&json!({
-                "error": { "exitCode": self.code, "cause": self.cause, "remedy": self.remedy, "details": self.details, "failure": self.failure }
+                "error": { "exitCode": told.code, "cause": told.cause, "remedy": told.remedy, "details": told.details, "failure": told.failure }
             }));
         }
-        if !self.details.is_empty() {
+        if !told.details.is_empty() {
             output::aside("");
-            for line in &self.details {
+            for line in &told.details {
                 output::aside(&format!("    {line}"));
             }
             output::aside("");
         }
-        output::aside(&self.cause);
-        for note in &self.notes {
+        output::aside(&told.cause);
+        for note in &told.notes {
             output::aside(note);
         }
-        if !self.remedy.is_empty() {
-            output::aside(&format!("→ {}", self.remedy));
+        if !told.remedy.is_empty() {
+            output::aside(&format!("→ {}", told.remedy));
         }
-        ExitCode::from(self.code)
+        ExitCode::from(told.code)
     }
 }
 
@@ -88,8 +93,8 @@ impl From<Failure> for Ending {
             remedy = format!("{remedy}      whole log: {log}");
         }
         let mut ending = Self::new(code, failure.to_string(), remedy);
-        ending.details.clone_from(&failure.details);
-        ending.failure = Some(failure);
+        ending.0.details.clone_from(&failure.details);
+        ending.0.failure = Some(failure);
         ending
     }
 }

@@ -1,5 +1,4 @@
 //! Saying things: results to standard output, everything else to standard error.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the one place of the command line that prints")]
 
 use std::{
     io::{IsTerminal, Write},

@@ -109,8 +109,7 @@ fn a_change_of_source_alone_builds_nothing() {
     let last = events
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
-        .filter(|event| event["type"] == "image.resolved")
-        .last();
+        .rfind(|event| event["type"] == "image.resolved");
     assert_eq!(last.unwrap()["data"]["lookup"], "cached");
 }
 

@@ -26,8 +26,8 @@ fn fails(kaai: &Kaai, project: &Project, stage: &str, words: &[&str]) -> Value {
 /// What `kaai events` says of the newest failure of a service.
 fn failed_event(kaai: &Kaai, service: &str) -> Value {
     let events = kaai.run(&["events", "--service", service, "--output", "json"]).good().stdout;
-    let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    events.filter(|event| event["type"] == "deployment.failed").last().unwrap()
+    let mut events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    events.rfind(|event| event["type"] == "deployment.failed").unwrap()
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use tests::Kaai;
 /// One kaai for all tests that neither stop it nor count what is in it.
 fn shared() -> &'static Kaai {
     static SHARED: OnceLock<SharedKaai> = OnceLock::new();
-    &SHARED.get_or_init(|| SharedKaai::start()).0
+    &SHARED.get_or_init(SharedKaai::start).0
 }
 
 /// Ends with the test process: statics are never dropped, so a guardian process that outlives it does the ending.

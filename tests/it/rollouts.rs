@@ -17,6 +17,7 @@ struct Load {
     answered: Arc<AtomicU64>,
     versions: Arc<Mutex<BTreeMap<String, u64>>>,
     wrong: Arc<Mutex<Vec<String>>>,
+    tasks: runtime::shutdown::Tasks,
     callers: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -27,13 +28,14 @@ impl Load {
             answered: Arc::default(),
             versions: Arc::default(),
             wrong: Arc::default(),
+            tasks: runtime::shutdown::Tasks::default(),
             callers: Vec::new(),
         };
         for _ in 0..callers {
             let ask = Ask::post(url, r#"{"sleep": 0.01}"#);
             let (stop, answered) = (load.stop.clone(), load.answered.clone());
             let (versions, wrong) = (load.versions.clone(), load.wrong.clone());
-            load.callers.push(tokio::spawn(async move {
+            load.callers.push(load.tasks.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     match ask.try_send().await {
                         Ok(answer) if answer.status == 200 => {

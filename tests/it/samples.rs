@@ -78,7 +78,7 @@ async fn every_sample_deploys_unchanged_and_answers_as_v1_did() {
     let said = ask_sample(kaai, &samples, "onnx-mnist-like", &headers).await;
     assert_eq!(said, samples.json("onnx-mnist-like", "expected-response.json")["body"]);
 
-    let begun = std::time::Instant::now();
+    let begun = tokio::time::Instant::now();
     samples.deploy(kaai, "slow-init", &[]).good();
     assert!(begun.elapsed().as_secs() >= 8, "it was ready before init() was over");
     let said = ask_sample(kaai, &samples, "slow-init", &[]).await;

@@ -108,7 +108,6 @@ impl Ask {
     }
 
     /// Sends it on a new connection; there must be an answer.
-    #[track_caller]
     pub async fn send(&self) -> Answer {
         match self.try_send().await {
             Ok(answer) => answer,

@@ -179,6 +179,7 @@ impl Kaai {
     }
 
     /// Has it ended, and its state folder taken away, when this process is over: for one in a static, which is never dropped.
+    #[expect(clippy::zombie_processes, reason = "it outlives this process on purpose")]
     pub fn end_with_this_process(&self) {
         let script = "tail --pid=$1 -f /dev/null; kill -INT $2; tail --pid=$2 -f /dev/null; rm -rf \"$3\"";
         let (this, kaai) = (std::process::id().to_string(), self.pid().to_string());

@@ -37,10 +37,9 @@ pub struct Args {
 /// Sends the request with the service's primary key, and prints the body of the answer.
 pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
     let connection = reach.connect().await?;
-    let (body, is_json) = body(&args)?;
+    let body = body(&args)?;
     let begun = tokio::time::Instant::now();
-    let answer =
-        ask(&connection, &args.service, body, is_json, &args.header, Duration::from_secs(args.timeout)).await?;
+    let answer = ask(&connection, &args.service, body, &args.header, Duration::from_secs(args.timeout)).await?;
     let took = begun.elapsed();
     let status = answer.status();
     match format {
@@ -74,7 +73,7 @@ pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
     }
 }
 
-/// Sends one request to a service, with its primary key if it wants one.
+/// Sends one request to a service, with its primary key if it wants one; a body that is JSON is said to be.
 ///
 /// # Errors
 ///
@@ -83,11 +82,11 @@ pub async fn ask(
     connection: &Connection,
     service: &ServiceName,
     body: Bytes,
-    is_json: bool,
     headers: &[String],
     timeout: Duration,
 ) -> Result<hyper::Response<Bytes>> {
     let record = connection.service(service).await?.value;
+    let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok();
     let mut request = Request::post("/").body(Full::new(body)).unwrap_or_default();
     *request.method_mut() = hyper::Method::POST;
     let wrong = |header: &str| Ending::usage(format!("{header:?} is no header"), "write it as `name: value`");
@@ -111,8 +110,7 @@ pub async fn ask(
     http::send(&url, request, timeout).await
 }
 
-fn body(args: &Args) -> Result<(Bytes, bool)> {
-    let looks_like_json = |bytes: &[u8]| serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok();
+fn body(args: &Args) -> Result<Bytes> {
     let bytes = match (&args.data, &args.file) {
         (Some(data), _) => data.clone().into_bytes(),
         (None, Some(file)) => {
@@ -129,6 +127,5 @@ fn body(args: &Args) -> Result<(Bytes, bool)> {
         }
         (None, None) => return Err(Ending::usage("there is nothing to ask", "give --data '{…}' or --file FILE")),
     };
-    let is_json = looks_like_json(&bytes);
-    Ok((bytes.into(), is_json))
+    Ok(bytes.into())
 }

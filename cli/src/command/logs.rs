@@ -49,8 +49,11 @@ pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
     };
     let text = connection.bus.ask(connection.workspace(), &query, ASK).await?;
     show(&text, format)?;
+    if !args.follow {
+        return Ok(());
+    }
     let mut shown = text.lines;
-    while args.follow {
+    loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let newer = connection.bus.ask(connection.workspace(), &query, ASK).await?.lines;
         for line in fresh(&shown, &newer) {
@@ -58,7 +61,6 @@ pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
         }
         shown = newer;
     }
-    Ok(())
 }
 
 /// The lines of `newer` that come after the longest end of `shown` that `newer` still holds.

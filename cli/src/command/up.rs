@@ -159,7 +159,7 @@ async fn demonstrate(folder: &std::path::Path, reach: &Reach, home: &Home, forma
         return Ok(());
     };
     let begun = Instant::now();
-    let answer = invoke::ask(&connection, &service, sample.clone().into(), true, &[], Duration::from_secs(60)).await?;
+    let answer = invoke::ask(&connection, &service, sample.clone().into(), &[], Duration::from_secs(60)).await?;
     let took = begun.elapsed();
     let says = String::from_utf8_lossy(answer.body()).into_owned();
     if !answer.status().is_success() {
