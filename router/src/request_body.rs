@@ -59,7 +59,12 @@ impl Fate {
         self.0.as_ref().map_or(WHOLE, |shared| shared.load(Ordering::Relaxed))
     }
 
-    /// Whether it has not come whole.
+    /// Whether it has come to its end.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.get() == WHOLE
+    }
+
+    /// Whether it is still to come.
     pub(crate) fn is_flowing(&self) -> bool {
         self.get() == FLOWING
     }
@@ -100,6 +105,11 @@ impl RequestBody {
     /// A body of nothing.
     pub(crate) fn empty() -> Self {
         Self { ahead: None, rest: None }
+    }
+
+    /// Tells what becomes of it.
+    pub(crate) fn fate(&self) -> Fate {
+        self.rest.as_ref().map_or_else(Fate::default, |rest| rest.fate.clone())
     }
 
     /// Takes over a caller's body, reading a small one to its end.

@@ -23,7 +23,11 @@ use tokio::{
 };
 use tokio_util::either::Either;
 
-use crate::{address::Address, headers, request_body::RequestBody};
+use crate::{
+    address::Address,
+    headers,
+    request_body::{Fate, RequestBody},
+};
 
 type Stream = Either<UnixStream, TcpStream>;
 type Connection = http1::Connection<TokioIo<Stream>, RequestBody>;
@@ -35,6 +39,8 @@ pub(crate) struct Wire {
     connection: Option<Box<Connection>>,
     /// The other side has not said that it closes it.
     lasts: bool,
+    /// What has become of the last request's body.
+    upload: Fate,
 }
 
 /// Why an exchange came to nothing.
@@ -63,12 +69,12 @@ impl Wire {
         let stream = tokio::time::timeout(limit, connecting).await??;
         let handshake = http1::Builder::new().max_buf_size(buffer).handshake(TokioIo::new(stream));
         let (sender, connection) = handshake.await.map_err(io::Error::other)?;
-        Ok(Self { sender, connection: Some(Box::new(connection)), lasts: true })
+        Ok(Self { sender, connection: Some(Box::new(connection)), lasts: true, upload: Fate::default() })
     }
 
-    /// Whether it may serve another request, as far as the last answer said.
+    /// Whether it may serve another request: the last one went out whole, and the answer did not say that it was the end.
     pub(crate) fn lasts(&self) -> bool {
-        self.lasts
+        self.lasts && self.upload.is_whole()
     }
 
     /// Whether the other side still holds it, and it is ready for another request.
@@ -81,6 +87,7 @@ impl Wire {
     pub(crate) async fn ask(mut self, request: Request<RequestBody>) -> Result<(Response<Incoming>, Self), Failed> {
         // The answer can only come out of driving the connection, so it needs no waker of its own; and none may be lost to a spent
         // budget, hence unconstrained.
+        self.upload = request.body().fate();
         let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
         let connection = &mut self.connection;
         let answered = poll_fn(|cx| {

@@ -256,3 +256,27 @@ async fn an_upload_that_stands_still_is_given_up() {
     }
     world.settled(0, 0).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_is_answered_early_is_not_held_up() {
+    // It keeps its connection and reads no body: the connection can serve no other request, and must not be kept for one.
+    let replica = Replica::raw("a", |mut stream: UnixStream| async move {
+        let mut head = [0; 1024];
+        let _ = stream.read(&mut head).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+        std::future::pending().await
+    });
+    let limits = Limits { pool_idle: Duration::from_secs(600), ..Limits::default() };
+    let world = World::with(route(vec![replica.endpoint()]), limits);
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(world.address()).await.unwrap();
+        let head = format!("POST {SCORE} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", 8 * MB);
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let body = vec![1; 8 * 1024 * 1024];
+        let sent = tokio::time::timeout(SOON, stream.write_all(&body));
+        sent.await.expect("the upload is read away").unwrap();
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).await.unwrap();
+        assert_eq!(&start, b"HTTP/1.1 200");
+    }
+}
