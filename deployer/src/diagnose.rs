@@ -188,12 +188,31 @@ fn silent(exit: &Exit) -> Failure {
         Ended::Signal(signal) => format!("the replica was killed by {}", signal_name(signal)),
         Ended::Unknown => "the replica ended".to_owned(),
     };
-    let last = exit.tail.iter().rev().map(|line| line.trim()).find(|line| !line.is_empty());
+    let last = exit.tail.iter().rev().find_map(|line| words(line));
     let cause = match last {
         Some(last) => format!("{how}; its last words: {}", one_line(last)),
         None => format!("{how} without a word"),
     };
     Failure::project(Stage::Starting, cause, "look at the whole log")
+}
+
+/// What a line of the log says of the script or of trouble: the server's own chatter is passed over.
+fn words(line: &str) -> Option<&str> {
+    let line = line.trim();
+    let text = match line.split_once(" azmlinfsrv") {
+        None => line,
+        // `2026-11-25 02:15:07,358 E [30742] azmlinfsrv.print - text`: what is printed by the script goes by the name of `print`.
+        Some((head, rest)) => {
+            let (logger, text) = rest.split_once(" - ")?;
+            let routine = head.contains(" I [") || head.contains(" D [");
+            if routine && logger != ".print" {
+                return None;
+            }
+            text.trim()
+        }
+    };
+    let noise = ["Found extra keys in the config file", "Extra keys = ", "Initializing logger"];
+    (!text.is_empty() && !noise.iter().any(|noise| text.starts_with(noise))).then_some(text)
 }
 
 fn signal_name(signal: i32) -> String {
@@ -336,6 +355,27 @@ mod tests {
         );
         let exit = Exit { how: Ended::Code(7), ..Exit::default() };
         assert_eq!(failure(&exit, &release, &name).cause, "the replica ended with exit code 7 without a word");
+    }
+
+    #[test]
+    fn the_servers_chatter_is_nobodys_last_words() {
+        let lines = [
+            "Found extra keys in the config file that are not supported by the server.",
+            "2026-11-25 04:09:28,300 I [1] azmlinfsrv.print - out of paper",
+            "2026-11-25 04:09:28,397 I [1] azmlinfsrv - Worker with pid 1 ready for serving traffic",
+            "2026-11-25 04:09:29,001 I [1] azmlinfsrv - POST /score 200 1.059ms 13",
+            "",
+        ];
+        let exit = |lines: &[&str]| Exit {
+            how: Ended::Code(1),
+            tail: lines.iter().map(|line| (*line).to_owned()).collect(),
+            ..Exit::default()
+        };
+        let cause = |exit: Exit| failure(&exit, &release(None), &"ridge".parse().unwrap()).cause;
+        assert_eq!(cause(exit(&lines)), "the replica ended with exit code 1; its last words: out of paper");
+        assert_eq!(cause(exit(&lines[2..])), "the replica ended with exit code 1 without a word");
+        let error = ["2026-11-25 04:09:29,001 E [1] azmlinfsrv - Encountered Exception: x"];
+        assert!(cause(exit(&error)).ends_with("its last words: Encountered Exception: x"));
     }
 
     #[test]
