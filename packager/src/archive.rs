@@ -80,10 +80,10 @@ pub fn write(walk: &Walk, out: &Path) -> Result<Archive, Error> {
     write_while(walk, out, &|| true)
 }
 
-/// As [`write`], and gives up soon after `wanted` says false: it is asked before each unit of work.
+/// As [`fn@write`], and gives up soon after `wanted` says false: it is asked before each unit of work.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`fn@write`].
 pub fn write_while(walk: &Walk, out: &Path, wanted: &dyn Fn() -> bool) -> Result<Archive, Error> {
     let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MAX_THREADS);
     match attempt(walk, out, threads, wanted) {
