@@ -69,6 +69,30 @@ fn no_route_and_no_word_come_before_the_replicas_are_ready() {
 }
 
 #[test]
+fn the_route_is_not_switched_before_the_last_replica_is_ready() {
+    let mut world = World::new(1);
+    let first = world.deploy(Kind::Good, auto(3, 5));
+    world.settle();
+    let second = world.deploy(Kind::Good, auto(3, 5));
+    world.deliver(0, false);
+    for missing in (1..=3).rev() {
+        for _ in 0..20 {
+            world.perform(0);
+            world.hear(0);
+            world.apply_route(0);
+            world.pass();
+        }
+        assert_eq!(world.route.as_ref().unwrap().0.generation, Generation(first), "{missing} are not ready");
+        assert_eq!(ready(&world), [first]);
+        // Two steps make one replica ready.
+        world.advance(0);
+        world.advance(0);
+    }
+    world.settle();
+    assert_eq!(world.route.as_ref().unwrap().0.generation, Generation(second));
+}
+
+#[test]
 fn a_new_generation_takes_over_and_the_old_one_is_emptied_first() {
     let mut world = World::new(2);
     world.deploy(Kind::Good, auto(1, 5));
@@ -419,9 +443,18 @@ enum Wish {
     Delete,
 }
 
-fn run(steps: &[Step]) -> (World, Vec<(u64, Wish)>) {
+/// Runs the steps in a new world, or in one where a service has requests in hand.
+fn run(steps: &[Step], busy: bool) -> (World, Vec<(u64, Wish)>) {
     let mut world = World::new(2);
     let mut wishes = Vec::new();
+    if busy {
+        wishes.push((world.deploy(Kind::Good, auto(2, 5)), Wish::Deploy(Kind::Good)));
+        world.settle();
+        for pick in [0, 1, 7, 8] {
+            world.apply_route(pick);
+            world.request(pick);
+        }
+    }
     for step in steps {
         match *step {
             Step::Deploy(kind, least) => wishes.push((world.deploy(kind, auto(least, 5)), Wish::Deploy(kind))),
@@ -450,8 +483,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_the_newest_wish_comes_true(steps in proptest::collection::vec(step(), 0..150)) {
-        let (world, wishes) = run(&steps);
+    fn whatever_happens_the_newest_wish_comes_true(steps in proptest::collection::vec(step(), 0..150), busy: bool) {
+        let (world, wishes) = run(&steps, busy);
         let Some((last, wish)) = wishes.last().copied() else { return Ok(()) };
         let running: Vec<u64> = world.running().keys().copied().collect();
         match wish {
@@ -480,8 +513,8 @@ proptest! {
     }
 
     #[test]
-    fn no_request_is_lost_and_no_outcome_is_said_twice(steps in proptest::collection::vec(step(), 0..150)) {
-        let (world, wishes) = run(&steps);
+    fn no_request_is_lost_and_no_outcome_is_said_twice(steps in proptest::collection::vec(step(), 0..150), busy: bool) {
+        let (world, wishes) = run(&steps, busy);
         prop_assert_eq!(world.lost, 0);
         prop_assert!(record_is_clean(&world));
         for (generation, wish) in wishes {
@@ -498,9 +531,9 @@ proptest! {
     }
 
     #[test]
-    fn a_rollout_never_leaves_fewer_replicas_than_there_were(steps in proptest::collection::vec(step(), 0..150)) {
+    fn a_rollout_never_leaves_fewer_replicas_than_there_were(steps in proptest::collection::vec(step(), 0..150), busy: bool) {
         let quiet: Vec<_> = steps.into_iter().filter(|step| !matches!(step, Step::Scale(_) | Step::Crash(_))).collect();
-        let (world, _) = run(&quiet);
+        let (world, _) = run(&quiet, busy);
         prop_assert!(!world.crashed && !world.scaled, "the world itself looks at each route");
     }
 

@@ -194,6 +194,9 @@ impl World {
                 action => self.todo.push(action),
             }
         }
+        // A replica that is taken back must not be stopped for having been empty before.
+        let stale = self.service.replicas.values().any(|replica| !replica.leaving && replica.draining.is_some());
+        assert!(!stale, "after {told}");
         // Nothing new, nothing to do.
         let again = self.service.on(self.now, Input::Tick);
         assert_eq!(again, [], "after {told}");
