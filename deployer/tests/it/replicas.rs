@@ -304,6 +304,7 @@ async fn a_full_disk_is_said_in_words() {
         runtime::testing::skip(test, "a small file system cannot be mounted here");
         return;
     }
+    let _mounted = Mounted(small.clone());
     let large = "x".repeat(4 << 20);
     let release = place.release_with(1, &[("score.py", GOOD), ("large.txt", &large)], json!({})).await;
     let backend = ProcessBackend::open(Settings::new(small.join("state")), place.store.clone(), Tasks::default()).await;
@@ -312,8 +313,15 @@ async fn a_full_disk_is_said_in_words() {
     let failure = exit(&backend, ended).await.cause.unwrap();
     assert!(failure.cause.contains("no space is left"), "{failure}");
     assert_eq!(failure.remedy, "free some space, then deploy again");
-    drop(backend);
-    assert!(Command::new("umount").arg("-l").arg(&small).status().unwrap().success());
+}
+
+/// A file system that is taken away at the end, however the test ends.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }
 
 #[tokio::test]
