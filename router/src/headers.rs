@@ -102,6 +102,8 @@ fn mark(name: &str) -> Option<Mark> {
 pub(crate) fn drop_hop_by_hop(headers: &mut HeaderMap, marks: Marks) {
     if marks.has(Mark::Connection) {
         let named: Vec<HeaderName> = tokens(headers)
+            // The usual two are no names to look for: one is dropped by its mark, the other is no header.
+            .filter(|token| !token.eq_ignore_ascii_case(b"keep-alive") && !token.eq_ignore_ascii_case(b"close"))
             .filter_map(|name| HeaderName::from_bytes(name).ok())
             .filter(|name| headers.contains_key(name) && !PROTECTED.contains(name))
             .collect();
