@@ -88,7 +88,6 @@ async fn work<B: Backend>(backend: Arc<B>, options: Options, rt: &Runtime) -> Re
     let mut fleet = Fleet {
         services: HashMap::new(),
         wakes: BTreeSet::new(),
-        seed: uuid::Uuid::new_v4().as_u64_pair().0,
         shell: Shell::new(backend.clone(), options, rt.clone(), (services, routes), inbox.clone()),
     };
     fleet.begin(records, routed, backend.list().await).await;
@@ -146,7 +145,6 @@ where
 struct Fleet<B> {
     services: HashMap<Key, Kept>,
     wakes: BTreeSet<(Instant, Key)>,
-    seed: u64,
     shell: Shell<B>,
 }
 
@@ -173,7 +171,8 @@ impl<B: Backend> Fleet<B> {
 
     /// A service that was not known before.
     async fn meet(&mut self, key: &Key, recorded: Input, route: Option<Entry<Route>>, running: Vec<Observed>) {
-        let service = Service::new(key.0.clone(), key.1.clone(), self.seed, Instant::now());
+        let seed = uuid::Uuid::new_v4().as_u64_pair().0;
+        let service = Service::new(key.0.clone(), key.1.clone(), seed, Instant::now());
         self.services.insert(key.clone(), Kept { service, causes: BTreeMap::new(), wake: None });
         let (route, revision) = route.map(|entry| (Box::new(entry.value), entry.revision)).unzip();
         self.tell(key, recorded).await;

@@ -41,41 +41,48 @@ impl Limits {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let separate = separate(&mounts, &own);
-        if CONTROLLERS.iter().all(|controller| separate.contains_key(controller)) {
-            let made = separate.into_iter().map(|(controller, own)| {
-                let folder = own.join(name);
-                make(&folder).map(|()| (controller, folder))
-            });
-            return match made.collect::<io::Result<_>>() {
-                Ok(folders) => Self::Separate(folders),
-                Err(error) => Self::None(format!("control groups cannot be made: {error}")),
-            };
-        }
-        let Some(own) = unified(&mounts, &own) else {
-            return Self::None("this machine has no control groups".to_owned());
+        let found = if CONTROLLERS.iter().all(|controller| separate.contains_key(controller)) {
+            Self::Separate(separate.into_iter().map(|(controller, own)| (controller, own.join(name))).collect())
+        } else if let Some(own) = unified(&mounts, &own) {
+            // A group with processes of its own cannot hand controllers on, so the parent is tried first.
+            let places = own.parent().map(Path::to_owned).into_iter().chain([own.clone()]);
+            let places = places.filter(|place| place.join("cgroup.procs").exists()).map(|place| place.join(name));
+            let found = places.map(Self::Unified).find(|limits| limits.ensure().is_ok());
+            let controllers = CONTROLLERS.join(", ");
+            found.unwrap_or_else(|| {
+                Self::None(format!("no control group with {controllers} may be made below {}", own.display()))
+            })
+        } else {
+            Self::None("this machine has no control groups".to_owned())
         };
-        // A group with processes of its own cannot hand controllers on, so the parent is tried first.
-        let places = own.parent().map(Path::to_owned).into_iter().chain([own.clone()]);
-        let found =
-            places.filter(|place| place.join("cgroup.procs").exists()).find_map(|place| delegate(&place.join(name)));
-        found.map_or_else(
-            || {
-                Self::None(format!(
-                    "no control group with {} may be made below {}",
-                    CONTROLLERS.join(", "),
-                    own.display()
-                ))
-            },
-            Self::Unified,
-        )
+        match found.ensure() {
+            Ok(()) => {
+                // It is made again for the first replica; a deployer without replicas leaves no trace.
+                found.remove();
+                found
+            }
+            Err(error) => Self::None(format!("control groups cannot be made: {error}")),
+        }
+    }
+
+    /// Makes the folder of all groups.
+    fn ensure(&self) -> io::Result<()> {
+        match self {
+            Self::Separate(folders) => folders.values().try_for_each(|folder| make(folder)),
+            Self::Unified(folder) => delegate(folder),
+            Self::None(_) => Ok(()),
+        }
     }
 
     /// Makes the group of a replica with its limits; `None` where there are no groups.
     pub(super) fn group(&self, name: &str, resources: &Resources, pids: u64) -> io::Result<Option<Group>> {
         let Some(group) = self.named(name) else { return Ok(None) };
-        for folder in group.folders.values() {
-            make(folder)?;
-        }
+        let make_all = || {
+            self.ensure()?;
+            group.folders.values().try_for_each(|folder| make(folder))
+        };
+        // The folder of all goes with the last group in it, which may be at this very moment.
+        make_all().or_else(|_| make_all())?;
         for (controller, file, value) in settings(group.unified, resources, pids) {
             fs::write(group.folders[controller].join(file), &value)
                 .map_err(|error| io::Error::new(error.kind(), format!("{file} = {value}: {error}")))?;
@@ -163,6 +170,10 @@ impl Group {
             let folders = self.folders.values();
             let left = folders.filter(|folder| fs::remove_dir(folder).is_err() && folder.exists()).count();
             if left == 0 {
+                for folder in self.folders.values().filter_map(|folder| folder.parent()) {
+                    // One that is not empty belongs to replicas that go on.
+                    let _ = fs::remove_dir(folder);
+                }
                 return;
             }
             // A killed process leaves its group a moment later.
@@ -193,18 +204,19 @@ fn settings(unified: bool, resources: &Resources, pids: u64) -> Vec<(&'static st
     settings
 }
 
-/// Makes a group of version 2 that hands the controllers on to its children; `None` when that is not allowed.
-fn delegate(folder: &Path) -> Option<PathBuf> {
-    make(folder).ok()?;
+/// Makes a group of version 2 that hands the controllers on to its children.
+fn delegate(folder: &Path) -> io::Result<()> {
+    make(folder)?;
     let there = fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
     let complete = CONTROLLERS.iter().all(|wanted| there.split_whitespace().any(|controller| controller == *wanted));
     let on = CONTROLLERS.map(|controller| format!("+{controller}")).join(" ");
-    if complete && fs::write(folder.join("cgroup.subtree_control"), on).is_ok() {
-        return Some(folder.to_owned());
-    }
+    let done = if complete {
+        fs::write(folder.join("cgroup.subtree_control"), on)
+    } else {
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, "not all controllers are handed on to it"))
+    };
     // A group that cannot be used is not left behind; if it cannot be taken away either, it is empty and harmless.
-    let _ = fs::remove_dir(folder);
-    None
+    done.inspect_err(|_| drop(fs::remove_dir(folder)))
 }
 
 fn make(folder: &Path) -> io::Result<()> {
@@ -322,10 +334,10 @@ mod tests {
         // Plain files in place of the kernel's: what is written where can be seen, what it does cannot.
         let folder = tempfile::tempdir().unwrap();
         let kaai = folder.path().join("kaai");
-        assert!(delegate(&kaai).is_none());
+        assert!(delegate(&kaai).is_err() && !kaai.exists());
         fs::create_dir_all(&kaai).unwrap();
         fs::write(kaai.join("cgroup.controllers"), "cpuset cpu io memory pids").unwrap();
-        assert_eq!(delegate(&kaai), Some(kaai.clone()));
+        delegate(&kaai).unwrap();
         assert_eq!(fs::read_to_string(kaai.join("cgroup.subtree_control")).unwrap(), "+memory +cpu +pids");
 
         let limits = Limits::Unified(kaai.clone());
@@ -346,6 +358,7 @@ mod tests {
             runtime::testing::skip("this_machines_groups_hold_a_process_and_let_it_go", why);
             return;
         }
+        assert!(!folders(&limits).any(|folder| folder.exists()), "nothing is there before the first replica");
         let group = limits.group("r1", &resources(true), 64).unwrap().unwrap();
         let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         group.add(child.id()).unwrap();
@@ -355,7 +368,11 @@ mod tests {
         let waiting = std::thread::spawn(move || child.wait().unwrap());
         group.end();
         assert!(!waiting.join().unwrap().success());
-        assert!(limits.names().is_empty());
-        limits.remove();
+        assert!(!folders(&limits).any(|folder| folder.exists()), "nor after the last");
+    }
+
+    fn folders(limits: &Limits) -> impl Iterator<Item = PathBuf> {
+        let group = limits.named("r1").unwrap();
+        group.folders.into_values().filter_map(|folder| folder.parent().map(Path::to_owned))
     }
 }
