@@ -52,6 +52,8 @@ pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
     let begun = Instant::now();
     let home = Home::locate(reach.home.as_deref())?;
     let shutdown = runtime::shutdown::on_signal();
+    // A caller and a replica each take a file, and the usual limit is 1024.
+    router::raise_open_file_limit();
     let options = Options {
         home: home.clone(),
         bus_port: args.bus_port,
