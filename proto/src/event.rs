@@ -70,5 +70,5 @@ catalogue! {
     DeploymentDelete: "a user, the CLI" => "deployer",
     DeploymentDeleted: "deployer" => "everyone",
     ServiceUtilization: "router" => "scaler, deployer",
-    ScaleRequested: "scaler, a user, the CLI" => "deployer",
+    ScaleRequested: "scaler, a user, the CLI" => "deployer, scaler",
 }
