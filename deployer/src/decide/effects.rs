@@ -11,10 +11,11 @@ use tokio::time::Instant;
 use super::{
     Action, Service, TOMBSTONE, judge, replica,
     replica::{Phase, Replica},
+    routers::LONGEST_ANSWER,
 };
 use crate::backend::{Observed, Order, Status};
 
-/// How long a request may take beyond its scoring timeout until its replica counts as empty whatever the routers say.
+/// How long a request may take beyond its scoring timeout until its replica counts as empty when no router says anything.
 const BEYOND_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is looked at whether a replica has been emptied, besides when a router says something.
 const LOOK: Duration = Duration::from_millis(500);
@@ -35,8 +36,8 @@ impl Service {
             self.replicas.remove(&id);
             return;
         }
-        let rank = self.next_rank();
-        let replica = self.replicas.entry(id).or_insert_with(|| Replica::ordered(observed.generation, rank));
+        let (rank, patience) = (self.next_rank(), self.patience(observed.generation));
+        let replica = self.replicas.entry(id).or_insert_with(|| Replica::ordered(observed.generation, rank, patience));
         let was_ready = replica.is_ready();
         replica.observe(now, &observed);
         let (generation, became_ready) = (replica.generation, !was_ready && replica.is_ready());
@@ -107,7 +108,8 @@ impl Service {
         };
         let from = self.replicas.iter().find(from).map(|(id, _)| id.clone());
         let rank = self.next_rank();
-        self.replicas.insert(id.clone(), Replica::ordered(release.generation, rank));
+        let patience = self.patience(release.generation);
+        self.replicas.insert(id.clone(), Replica::ordered(release.generation, rank, patience));
         Action::Start(Box::new(Order {
             replica: id,
             workspace: self.workspace.clone(),
@@ -119,13 +121,12 @@ impl Service {
 
     /// Ends replicas that are not wanted, once no request is in them, and tidies up after those that have ended.
     fn retire(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let most = self.longest_request();
         for (id, replica) in &mut self.replicas {
             if replica.stopping {
                 continue;
             }
             let empty = || match replica.draining {
-                Some(draining) => self.routers.have_emptied(now, id, draining, most),
+                Some(draining) => self.routers.have_emptied(now, id, draining, replica.patience),
                 None => !self.route.contains(id),
             };
             if replica.has_exited() || replica.leaving && empty() {
@@ -135,11 +136,10 @@ impl Service {
         }
     }
 
-    fn longest_request(&self) -> Duration {
-        let stored = self.stored.as_ref();
-        let releases = stored.into_iter().flat_map(|record| [&record.active, &record.candidate]).flatten();
-        let timeouts = releases.map(|release| release.spec.requests.scoring_timeout());
-        timeouts.max().unwrap_or_default() + BEYOND_TIMEOUT
+    /// How long a request in a replica can take until its first byte of an answer; of a generation that is no longer known, any time.
+    fn patience(&self, generation: Generation) -> Duration {
+        let release = self.release(generation);
+        release.map_or(LONGEST_ANSWER, |release| release.spec.requests.scoring_timeout() + BEYOND_TIMEOUT)
     }
 
     /// Says what was decided, once the decision is stored and what it promises is so.

@@ -1,5 +1,7 @@
 //! What is known of one replica, and what has been decided about it.
 
+use std::time::Duration;
+
 use proto::{
     deployer::StartParts,
     id::{Generation, ReplicaId},
@@ -23,6 +25,8 @@ pub(super) struct Replica {
     pub(super) stopping: bool,
     /// Since when, and by which revision of the route, routers have been asked to empty it.
     pub(super) draining: Option<Draining>,
+    /// How long after it left the routes it may have a request, as far as its scoring timeout goes.
+    pub(super) patience: Duration,
     /// Whether its exit has been taken into account.
     pub(super) counted: bool,
     /// A number that grows with each replica: the youngest has the largest.
@@ -48,7 +52,7 @@ pub(super) enum Phase {
 }
 
 impl Replica {
-    pub(super) fn ordered(generation: Generation, age_rank: u64) -> Self {
+    pub(super) fn ordered(generation: Generation, age_rank: u64, patience: Duration) -> Self {
         Self {
             generation,
             phase: Phase::Ordered,
@@ -59,6 +63,7 @@ impl Replica {
             leaving: false,
             stopping: false,
             draining: None,
+            patience,
             counted: false,
             age_rank,
         }

@@ -13,6 +13,11 @@ use super::replica::Draining;
 /// A router that has said nothing for longer is not counted, as long as another is heard. Routers speak every second.
 const FRESH: Duration = Duration::from_secs(3);
 
+/// How long after a service was first routed a router may still be silent about it: one that was cut off from the bus is back by then.
+const UNHEARD: Duration = Duration::from_secs(10);
+/// An answer may be streamed for as long as its caller reads it; so long is waited for it, though routers tell of it.
+pub(super) const LONGEST_ANSWER: Duration = Duration::from_secs(3600);
+
 /// The routers of one service.
 pub(super) struct Routers {
     listening_since: Instant,
@@ -22,6 +27,7 @@ pub(super) struct Routers {
 struct Heard {
     at: Instant,
     sequence: u64,
+    at_ms: u64,
     revision: u64,
     draining: BTreeMap<ReplicaId, u32>,
 }
@@ -31,15 +37,24 @@ impl Routers {
         Self { listening_since: now, heard: BTreeMap::new() }
     }
 
+    /// Takes what a router said, unless it is late. Its sequence grows; a lower one that was said later means that it began anew.
     pub(super) fn heard(&mut self, now: Instant, said: &ServiceUtilization) {
-        let late = self.heard.get(&said.router).is_some_and(|heard| heard.sequence >= said.sequence);
+        let late = self.heard.get(&said.router).is_some_and(|heard| {
+            let began_anew = said.sequence < heard.sequence && said.at_ms > heard.at_ms;
+            said.sequence <= heard.sequence && !began_anew
+        });
         if late {
             return;
         }
         // A router keeps its name until it ends, so those that ended long ago would pile up.
         self.heard.retain(|_, heard| now < heard.at + Duration::from_secs(3600));
-        let heard =
-            Heard { at: now, sequence: said.sequence, revision: said.revision, draining: said.draining.clone() };
+        let heard = Heard {
+            at: now,
+            sequence: said.sequence,
+            at_ms: said.at_ms,
+            revision: said.revision,
+            draining: said.draining.clone(),
+        };
         self.heard.insert(said.router.clone(), heard);
     }
 
@@ -48,23 +63,28 @@ impl Routers {
         self.listening_since = self.listening_since.max(now);
     }
 
-    /// Whether no router has a request in the replica or can send it one. `most` bounds how long a request can take.
+    /// Whether no router has a request in the replica or can send it one. `patience` bounds how long a request takes to be answered.
     ///
-    /// Unknown is not zero: when every router that was heard lately has fallen silent, the bus may be away, and only time tells.
-    pub(super) fn have_emptied(&self, now: Instant, replica: &ReplicaId, draining: Draining, most: Duration) -> bool {
-        if now >= draining.since + most {
-            return true;
-        }
-        if now < self.listening_since + FRESH {
+    /// Unknown is not zero: when every router has fallen silent, the bus may be away, and only time tells.
+    pub(super) fn have_emptied(
+        &self,
+        now: Instant,
+        replica: &ReplicaId,
+        draining: Draining,
+        patience: Duration,
+    ) -> bool {
+        let (since, listening) = (draining.since, self.listening_since);
+        if now < listening + FRESH {
             return false;
         }
         let mut fresh = self.heard.values().filter(|heard| now < heard.at + FRESH).peekable();
         if fresh.peek().is_none() {
-            return !self.heard.values().any(|heard| now < heard.at + most);
+            return now >= since + patience || self.heard.is_empty() && now >= listening + UNHEARD;
         }
-        fresh.all(|heard| {
+        let is_empty = |heard: &Heard| {
             heard.revision >= draining.revision && heard.draining.get(replica).is_none_or(|requests| *requests == 0)
-        })
+        };
+        fresh.all(is_empty) || now >= since + patience.max(LONGEST_ANSWER)
     }
 }
 
@@ -157,8 +177,28 @@ mod tests {
     }
 
     #[test]
+    fn a_request_that_a_router_tells_of_is_waited_for_however_long_it_takes() {
+        let mut case = Case::new();
+        case.hear(80, &said("a", 1, 7, Some(1)));
+        assert!(!case.emptied(80), "an answer is being streamed, or the scoring timeout was longer before");
+        case.hear(3610, &said("a", 2, 7, Some(1)));
+        assert!(case.emptied(3610), "but not for ever");
+    }
+
+    #[test]
+    fn a_router_that_begins_anew_under_its_old_name_is_heard() {
+        let mut case = Case::new();
+        case.hear(9, &said("a", 3000, 6, None));
+        let mut anew = said("a", 1, 7, Some(1));
+        anew.at_ms = 1;
+        case.hear(80, &anew);
+        assert!(!case.emptied(80), "it has a request there");
+    }
+
+    #[test]
     fn without_any_router_there_is_no_request() {
         let case = Case::new();
+        assert!(!case.emptied(9), "one may come back");
         assert!(case.emptied(11));
     }
 
@@ -166,8 +206,8 @@ mod tests {
     fn routers_that_may_not_have_spoken_yet_are_waited_for() {
         let mut case = Case::new();
         case.routers.first_routed(case.start + Duration::from_secs(9));
-        assert!(!case.emptied(11));
-        assert!(case.emptied(12));
+        assert!(!case.emptied(18));
+        assert!(case.emptied(19));
     }
 
     #[test]
