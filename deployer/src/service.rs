@@ -3,6 +3,7 @@
 mod inbox;
 mod logs;
 mod questions;
+mod read;
 mod shell;
 
 use std::{

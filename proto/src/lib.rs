@@ -3,6 +3,7 @@
 //! This crate owns the contract and nothing else: what a word means, what it looks like in JSON, and which subject carries it.
 //! It knows neither NATS nor tokio, reads no file and no clock, so that anything may depend on it.
 
+pub mod bounds;
 pub mod builder;
 pub mod cli;
 pub mod deployer;

@@ -14,6 +14,10 @@ use crate::{
 
 /// How many models one deployment may have (v1's limit).
 pub const MAX_MODELS: usize = 1000;
+/// How many replicas one service may have: each is a process or more, so a larger number is a mistake.
+pub const MAX_REPLICAS: u32 = 10_000;
+/// How many requests one replica may work on at a time: each is a process of its own.
+pub const MAX_CONCURRENT: u32 = 1000;
 
 /// All that is needed to run a service, except its archive.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -145,15 +149,15 @@ pub enum Scaling {
     /// A fixed number (v1: `num_replicas` with `autoscale_enabled=False`).
     #[serde(rename_all = "camelCase")]
     Fixed {
-        /// How many; at least 1.
+        /// How many; 1 to [`MAX_REPLICAS`].
         replicas: u32,
     },
     /// As many as the utilization asks for.
     #[serde(rename_all = "camelCase")]
     Auto {
-        /// The fewest; at least 1.
+        /// The fewest; 1 to [`MAX_REPLICAS`].
         min_replicas: u32,
-        /// The most; at least `min_replicas`.
+        /// The most; `min_replicas` to [`MAX_REPLICAS`].
         max_replicas: u32,
         /// Busy replicas ÷ all replicas to aim at, in percent, 1 to 100.
         target_utilization: u8,
@@ -213,11 +217,11 @@ impl Default for Resources {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RequestLimits {
-    /// Requests that one replica works on at a time, over all routers (v1: `replica_max_concurrent_requests`); at least 1.
+    /// Requests that one replica works on at a time, over all routers (v1: `replica_max_concurrent_requests`); 1 to [`MAX_CONCURRENT`].
     pub max_concurrent_per_replica: u32,
-    /// How long a request may wait in the queue, in milliseconds (v1: `max_request_wait_time`); at least 1.
+    /// How long a request may wait in the queue, in milliseconds (v1: `max_request_wait_time`); 1 to 2³² − 1.
     pub max_queue_wait_ms: u64,
-    /// How long a request may take in a replica, in milliseconds (v1: `scoring_timeout_ms`); at least 1.
+    /// How long a request may take in a replica, in milliseconds (v1: `scoring_timeout_ms`); 1 to 2³² − 1.
     pub scoring_timeout_ms: u64,
 }
 

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use proto::{id::ServiceName, scaler::ScaleRequested, spec::Scaling};
+use proto::{
+    id::ServiceName,
+    scaler::ScaleRequested,
+    spec::{MAX_REPLICAS, Scaling},
+};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -19,13 +23,13 @@ pub struct Args {
     /// The service
     service: ServiceName,
     /// Hold this number of replicas; scaling is off until bounds are given again
-    #[arg(long, conflicts_with_all = ["min", "max", "target"], value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, conflicts_with_all = ["min", "max", "target"], value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_REPLICAS)))]
     replicas: Option<u32>,
     /// The fewest replicas
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_REPLICAS)))]
     min: Option<u32>,
     /// The most replicas
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_REPLICAS)))]
     max: Option<u32>,
     /// Busy replicas ÷ all replicas to aim at, in percent
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=100))]

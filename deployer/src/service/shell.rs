@@ -9,14 +9,11 @@ use std::{
 use jiff::Timestamp;
 use proto::{
     builder::ImageResolved,
-    deployer::{
-        Announcement, DeploymentDelete, DeploymentFailed, DeploymentProgressed, Route, ServiceRecord, StartParts,
-    },
+    deployer::{Announcement, DeploymentProgressed, Route, ServiceRecord, StartParts},
     envelope::Envelope,
     event::Event,
     failure::{Failure, Stage},
     id::{Generation, ReplicaId},
-    scaler::ScaleRequested,
     subject,
 };
 use runtime::{
@@ -27,7 +24,12 @@ use runtime::{
 };
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Key, Options, inbox::News, questions::Rekeying};
+use super::{
+    Key, Options,
+    inbox::News,
+    questions::Rekeying,
+    read::{Unread, read},
+};
 use crate::{
     backend::{Backend, Observed, Status},
     decide::{Action, Input, KeyOffer, Resolved, Token, When},
@@ -116,23 +118,7 @@ impl<B: Backend> Shell<B> {
         let handed_back = self.handed_back.get(&delivery.sequence).copied().unwrap_or(0);
         let when = When { at: clock::now_rfc3339(), first: delivery.attempt <= handed_back + 1 };
         let (sequence, envelope) = (delivery.sequence, delivery.envelope.clone());
-        let read: Result<(Unread, Option<Generation>), String> = match delivery.event_type.as_str() {
-            ImageResolved::TYPE => delivery.parse::<ImageResolved>().map(|event| {
-                let generation = event.generation;
-                (Unread::Resolved(Box::new(event)), Some(generation))
-            }),
-            DeploymentFailed::TYPE => {
-                delivery.parse::<DeploymentFailed>().map(|event| (Unread::Failed(Box::new(event)), None))
-            }
-            ScaleRequested::TYPE => {
-                delivery.parse::<ScaleRequested>().map(|event| (Unread::Scale(Box::new(event)), None))
-            }
-            DeploymentDelete::TYPE => {
-                delivery.parse::<DeploymentDelete>().map(|_| (Unread::Delete, Some(Generation(sequence))))
-            }
-            other => Err(format!("the deployer takes no {other}")),
-        };
-        let (event, generation) = match read {
+        let (event, generation) = match read(&delivery) {
             Ok(read) => read,
             Err(reason) => {
                 self.rt.tasks.spawn(async move { delivery.reject(reason).await });
@@ -343,14 +329,6 @@ impl<B: Backend> Shell<B> {
             }
         }
     }
-}
-
-/// An event that was read and is not yet news.
-enum Unread {
-    Resolved(Box<ImageResolved>),
-    Failed(Box<DeploymentFailed>),
-    Scale(Box<ScaleRequested>),
-    Delete,
 }
 
 enum Settle {

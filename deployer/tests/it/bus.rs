@@ -307,6 +307,19 @@ async fn what_cannot_be_read_goes_to_the_dead_letters_with_its_reason() {
     .await;
     assert_eq!((letters.len(), &letters[0].subject), (1, &subject));
     assert!(letters[0].reason.contains("the body is no image.resolved"), "{}", letters[0].reason);
+    case.resolve("many", 6, "score.py", |event| event.spec.scaling = Scaling::Fixed { replicas: 4_000_000_000 }).await;
+    let reason = until("another dead letter", LIMIT, async || {
+        case.user
+            .bus
+            .dead_letters(10)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|letter| letter.reason)
+            .find(|it| it.contains("1 to"))
+    })
+    .await;
+    assert_eq!(reason, "scaling.replicas must be from 1 to 10000");
     case.resolve("a", 7, "score.py", |_| {}).await;
     case.ready(7).await;
 }

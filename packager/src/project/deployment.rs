@@ -3,7 +3,7 @@
 use proto::{
     failure::{Failure, Stage},
     query::Keys,
-    spec::{Auth, Liveness, RequestLimits, Resources, Scaling},
+    spec::{Auth, Liveness, MAX_CONCURRENT, MAX_REPLICAS, RequestLimits, Resources, Scaling},
 };
 
 use super::document::{Document, Findings, Section};
@@ -85,7 +85,9 @@ fn aks(root: &mut Section<'_>, file: &str, found: &mut Findings) -> Deployment {
     if let Some(ms) = root.count("scoringTimeoutMs", "scoring_timeout_ms", found) {
         requests.scoring_timeout_ms = ms.into();
     }
-    if let Some(count) = root.count("maxConcurrentRequestsPerContainer", "replica_max_concurrent_requests", found) {
+    if let Some(count) =
+        root.count_up_to(MAX_CONCURRENT, "maxConcurrentRequestsPerContainer", "replica_max_concurrent_requests", found)
+    {
         requests.max_concurrent_per_replica = count;
     }
     if let Some(ms) = root.count("maxQueueWaitMs", "max_request_wait_time", found) {
@@ -143,14 +145,14 @@ fn local(root: &mut Section<'_>) -> Deployment {
 /// v1's rules (azureml-core 1.61): `autoscaleEnabled: true` and `numReplicas` exclude each other, false needs `numReplicas`,
 /// and the other keys are refused unless it is true.
 fn scaling(root: &mut Section<'_>, file: &str, found: &mut Findings) -> Scaling {
-    let replicas = root.count("numReplicas", "num_replicas", found);
+    let replicas = root.count_up_to(MAX_REPLICAS, "numReplicas", "num_replicas", found);
     let has_replicas = root.value("numReplicas").is_some();
     let Some(mut section) = root.section("autoScaler", found) else {
         return replicas.map_or_else(Scaling::default, |replicas| Scaling::Fixed { replicas });
     };
     let enabled = section.boolean("autoscaleEnabled", found);
-    let min = section.count("minReplicas", "autoscale_min_replicas", found);
-    let max = section.count("maxReplicas", "autoscale_max_replicas", found);
+    let min = section.count_up_to(MAX_REPLICAS, "minReplicas", "autoscale_min_replicas", found);
+    let max = section.count_up_to(MAX_REPLICAS, "maxReplicas", "autoscale_max_replicas", found);
     let refresh = section.count("refreshPeriodInSeconds", "autoscale_refresh_seconds", found);
     let target = section.count("targetUtilization", "autoscale_target_utilization", found);
     let given = ["minReplicas", "maxReplicas", "refreshPeriodInSeconds", "targetUtilization"]
@@ -356,6 +358,8 @@ mod tests {
     fn all_violations_are_told_together_with_the_files_own_keys() {
         let failure = read(r#"{"computeType": "aks", "numReplicas": 0, "maxQueueWaitMs": -1}"#).unwrap_err();
         assert_eq!(failure.details.len(), 2);
+        let many = read(r#"{"computeType": "aks", "numReplicas": 4000000000}"#).unwrap_err();
+        assert!(many.cause.contains("must be 10000 at most"), "{many}");
         assert!(
             failure.details[0].contains("num_replicas") && failure.details[0].contains("(numReplicas)"),
             "{failure:?}"

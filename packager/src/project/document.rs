@@ -176,12 +176,27 @@ impl<'a> Section<'a> {
 
     /// A whole number greater than zero.
     pub(crate) fn count(&mut self, key: &'static str, parameter: &str, found: &mut Findings) -> Option<u32> {
+        self.count_up_to(u32::MAX, key, parameter, found)
+    }
+
+    /// A whole number greater than zero and not more than `most`.
+    pub(crate) fn count_up_to(
+        &mut self,
+        most: u32,
+        key: &'static str,
+        parameter: &str,
+        found: &mut Findings,
+    ) -> Option<u32> {
         let number = self.positive(key, parameter, found)?;
-        if number.fract() == 0.0 && number <= f64::from(u32::MAX) {
-            return Some(number as u32);
+        if number.fract() != 0.0 {
+            self.wrong(key, parameter, "must be a whole number", found);
+            return None;
         }
-        self.wrong(key, parameter, "must be a whole number", found);
-        None
+        if number > f64::from(most) {
+            self.wrong(key, parameter, &format!("must be {most} at most"), found);
+            return None;
+        }
+        Some(number as u32)
     }
 
     /// A whole number, zero included.

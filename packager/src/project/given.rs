@@ -4,7 +4,7 @@ use std::path::{Component, Path};
 
 use proto::{
     failure::{Failure, Stage},
-    spec::{MAX_MODELS, Scaling, ServiceSpec},
+    spec::ServiceSpec,
 };
 
 use super::{document::Findings, script};
@@ -24,37 +24,7 @@ pub(crate) fn check(spec: &ServiceSpec) -> Result<(), Failure> {
     must(is_inside(&spec.entry_script), "entryScript must be a path within the archive");
     let named = spec.source_directory.as_deref().is_none_or(|name| is_inside(name) && !name.contains('/'));
     must(named, "sourceDirectory must be the name of a folder");
-    must(spec.models.len() <= MAX_MODELS, "models must be 1000 at most");
-    must(spec.models.iter().all(|model| model.version > 0), "models count their versions from 1");
-    match spec.scaling {
-        Scaling::Fixed { replicas } => must(replicas > 0, "scaling.replicas must be greater than zero"),
-        Scaling::Auto { min_replicas, max_replicas, target_utilization, refresh_seconds } => {
-            must(min_replicas > 0, "scaling.minReplicas must be greater than zero");
-            must(min_replicas <= max_replicas, "scaling.minReplicas must not be more than maxReplicas");
-            must((1..=100).contains(&target_utilization), "scaling.targetUtilization must be from 1 to 100");
-            must(refresh_seconds > 0, "scaling.refreshSeconds must be greater than zero");
-        }
-    }
-    let (resources, requests, liveness) = (&spec.resources, &spec.requests, &spec.liveness);
-    let positive = |number: f64| number.is_finite() && number > 0.0;
-    must(positive(resources.cpu), "resources.cpu must be greater than zero");
-    must(positive(resources.memory_gb), "resources.memoryGb must be greater than zero");
-    let enough = |limit: Option<f64>, request: f64| limit.is_none_or(|limit| limit.is_finite() && limit >= request);
-    must(enough(resources.cpu_limit, resources.cpu), "resources.cpuLimit must not be less than cpu");
-    must(
-        enough(resources.memory_gb_limit, resources.memory_gb),
-        "resources.memoryGbLimit must not be less than memoryGb",
-    );
-    let counts = [requests.max_queue_wait_ms, requests.scoring_timeout_ms, requests.max_concurrent_per_replica.into()];
-    must(!counts.contains(&0), "each of requests must be greater than zero");
-    let counts = [
-        liveness.period_seconds,
-        liveness.initial_delay_seconds,
-        liveness.timeout_seconds,
-        liveness.success_threshold,
-        liveness.failure_threshold,
-    ];
-    must(!counts.contains(&0), "each of liveness must be greater than zero");
+    found.violations.extend(spec.violations());
     found.check("the specification")?;
     script::check_name(&spec.entry_script)?;
     check_size(spec)
@@ -107,9 +77,6 @@ mod tests {
                 r#", "scaling": {"kind": "auto", "minReplicas": 2, "maxReplicas": 1, "targetUtilization": 0, "refreshSeconds": 1}"#,
                 "2 mistakes",
             ),
-            (r#", "resources": {"cpu": 0.0, "memoryGb": 1.0}"#, "cpu"),
-            (r#", "resources": {"cpu": 1.0, "cpuLimit": 0.5, "memoryGb": 1.0}"#, "cpuLimit"),
-            (r#", "requests": {"maxConcurrentPerReplica": 0, "maxQueueWaitMs": 1, "scoringTimeoutMs": 1}"#, "requests"),
         ] {
             assert!(read(members).unwrap_err().cause.contains(word), "{members}");
         }
