@@ -10,9 +10,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use proto::secret;
 use tokio::sync::broadcast;
-
-use crate::secret;
 
 /// How long a log may become; what comes after is left out.
 const MOST: u64 = 8 << 20;

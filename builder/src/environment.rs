@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use proto::{
     failure::{Failure, Stage},
+    secret,
     spec::EnvironmentSpec,
 };
 
@@ -13,7 +14,6 @@ use crate::{
     conda::{self, Versions},
     docker,
     pip::List,
-    secret,
 };
 
 /// The Python of a definition that names none: v1's, whose SDK put in 3.10.18.
@@ -100,6 +100,9 @@ impl Definition {
                 problems.push(credential(&format!("an address in the {name}")));
             }
         }
+        if spec.base_image.as_deref().is_some_and(secret::is_in_image) {
+            problems.push(credential("the base image"));
+        }
         if !spec.user_managed {
             definition.read_channels(&spec.conda.channels, &mut problems);
             definition.read_conda(&spec.conda.dependencies, &mut problems);
@@ -112,8 +115,7 @@ impl Definition {
     fn read_channels(&mut self, channels: &[String], problems: &mut Vec<Problem>) {
         for channel in channels {
             let channel = channel.trim().trim_end_matches('/');
-            // A token of a private channel: `https://host/t/<token>/channel`.
-            if secret::is_in(channel) || channel.contains("/t/") {
+            if secret::is_in_channel(channel) {
                 problems.push(credential(&format!("a channel in {}", self.file)));
                 continue;
             }
@@ -156,10 +158,7 @@ impl Definition {
 }
 
 fn credential(what: &str) -> Problem {
-    Problem::new(
-        format!("{what} carries a password or token, which would be seen by everyone who may read the request"),
-        "take the credential out, and replace it where it was in use",
-    )
+    Problem::new(format!("{what} {}", secret::CARRIES), secret::REMEDY)
 }
 
 #[cfg(test)]
@@ -197,8 +196,10 @@ mod tests {
         steps.docker_steps = Some("RUN pip install -i https://u:hunter2@h/s x".to_owned());
         let mut channel = spec(&[], &[]);
         channel.conda.channels = vec!["https://conda.example.org/t/hunter2/main".to_owned()];
+        let mut image = spec(&[], &[]);
+        image.base_image = Some("u:hunter2@h.example.org/a".to_owned());
         let dependency = spec(&["https://u:hunter2@h/x.conda"], &[]);
-        for spec in [steps, channel, dependency] {
+        for spec in [steps, channel, image, dependency] {
             let refused = Definition::read(&spec).unwrap_err();
             assert!(refused.to_string().contains("password or token"), "{refused}");
             assert!(!format!("{refused:?}").contains("hunter2"));

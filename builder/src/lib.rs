@@ -25,7 +25,6 @@ pub mod plan;
 mod process;
 mod question;
 mod request;
-mod secret;
 mod service;
 pub mod venv;
 

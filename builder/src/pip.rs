@@ -9,9 +9,10 @@ use std::{
 
 use pep440_rs::{Operator, Version, VersionSpecifier, VersionSpecifiers};
 use pep508_rs::{PackageName, Requirement, VersionOrUrl};
+use proto::secret;
 use url::Url;
 
-use crate::{environment::Problem, secret};
+use crate::environment::Problem;
 
 /// A `pip:` list, understood.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -79,10 +80,7 @@ impl List {
             return Err(trouble("uses an environment variable", "write the value itself, if it is no secret"));
         }
         if secret::is_in(line) {
-            return Err(trouble(
-                "carries a password or token, which would be seen by everyone who may read the request",
-                "take the credential out; let whoever runs the builder configure the index with UV_INDEX_URL",
-            ));
+            return Err(trouble(secret::CARRIES, secret::REMEDY_OF_A_LIST));
         }
         if !line.is_ascii() {
             return Err(trouble("holds a character that is not ASCII", "write it in plain letters"));

@@ -4,6 +4,7 @@
 //! it sends nothing, asks nobody, and runs none of the user's code.
 
 mod conda;
+mod credential;
 mod deployment;
 mod document;
 pub(crate) mod given;
@@ -19,6 +20,7 @@ use proto::{
     id::{ModelName, ServiceName},
     packager::ProjectOptions,
     query::Keys,
+    secret,
     spec::{MAX_MODELS, ServiceSpec},
 };
 
@@ -70,7 +72,8 @@ pub struct Project {
 ///
 /// # Errors
 ///
-/// Fails at the stage *reading* with what is wrong, where, and what to do; all violations of one file are told together.
+/// Fails at the stage *reading* with what is wrong, where, and what to do; all violations of one file are told together. An environment
+/// with a password or token in it is refused too. No message holds one.
 pub fn read(folder: &Path, options: &ProjectOptions, service: &ServiceName) -> Result<Project, Failure> {
     read_within(folder, options, service, Limits::PROJECT, Links::Anywhere)
 }
@@ -88,12 +91,22 @@ pub fn read_within(
     limits: Limits,
     links: Links,
 ) -> Result<Project, Failure> {
-    let place = Place::new(folder, links)?;
-    let (file, inference) = inference(&place, options)?;
-    let deployment = deployment(&place, options)?;
-    let models = models(&place, options, service)?;
+    let mut project = Place::new(folder, links)
+        .and_then(|place| read_at(&place, options, service, limits))
+        .map_err(credential::without)?;
+    for warning in &mut project.warnings {
+        *warning = secret::redact(warning);
+    }
+    Ok(project)
+}
+
+fn read_at(place: &Place, options: &ProjectOptions, service: &ServiceName, limits: Limits) -> Result<Project, Failure> {
+    let (file, inference) = inference(place, options)?;
+    credential::check(&inference.environment, &inference.origin)?;
+    let deployment = deployment(place, options)?;
+    let models = models(place, options, service)?;
     let mut warnings = [inference.warnings.clone(), deployment.warnings].concat();
-    let sent = sent(&place, options, &inference, file, limits)?;
+    let sent = sent(place, options, &inference, file, limits)?;
     warnings.extend(warn(&sent.files, &inference.environment));
     if let Some(file) = deployment.file.filter(|file| deployment.keys.is_some() && sent.files.contains(file)) {
         warnings.push(format!("{file} holds keys and is sent with the project: leave it out with .amlignore"));

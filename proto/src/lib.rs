@@ -16,6 +16,7 @@ pub mod query;
 pub mod router;
 pub mod scaler;
 pub mod schema;
+pub mod secret;
 pub mod spec;
 pub mod subject;
 

@@ -88,6 +88,21 @@ fn a_project_without_its_script_is_refused_before_anything_is_sent() {
 }
 
 #[test]
+fn a_password_in_an_address_is_refused_before_anything_is_said_and_not_repeated() {
+    let kaai = shared();
+    let conda = PLAIN_CONDA.replace("server-http\n", "server-http\n      - --index-url https://u:hunter2@h/simple\n");
+    let project = Project::echo("with-password", "x").file("environment.yml", &conda);
+    let ran = kaai.run(&["deploy", &project.folder()]);
+    assert_eq!(ran.code, 1, "{ran:#?}");
+    assert!(ran.stderr.contains("line 5 of environment.yml") && ran.stderr.contains("UV_INDEX_URL"), "{ran:#?}");
+    let events = kaai.run(&["events", "--service", "with-password", "--output", "json"]).good().stdout;
+    assert!(events.is_empty(), "{events}");
+    for ran in [ran, kaai.run(&["env", "show", &project.folder()])] {
+        assert!(!format!("{ran:?}").contains("hunter2"), "{ran:#?}");
+    }
+}
+
+#[test]
 fn malformed_files_are_named_with_line_and_column() {
     let kaai = shared();
     let project = Project::echo("malformed", "x")

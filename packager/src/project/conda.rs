@@ -17,6 +17,8 @@ use super::{
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Conda {
     pub(crate) spec: CondaSpec,
+    /// The text of its file; empty where it lies in another one.
+    pub(crate) text: String,
     pub(crate) variables: BTreeMap<String, String>,
 }
 
@@ -24,12 +26,12 @@ impl Conda {
     /// Reads a conda file whose path is relative to `base`, or a `requirements.txt` in its place.
     pub(crate) fn read_file(place: &Place, base: &Path, file: &str) -> Result<Self, Failure> {
         if file.ends_with(".txt") {
-            let pip = requirements(&place.text(base, file, "the file")?);
-            let spec = CondaSpec { file: Some(file.to_owned()), pip, ..CondaSpec::default() };
-            return Ok(Self { spec, variables: BTreeMap::new() });
+            let text = place.text(base, file, "the file")?;
+            let spec = CondaSpec { file: Some(file.to_owned()), pip: requirements(&text), ..CondaSpec::default() };
+            return Ok(Self { spec, text, variables: BTreeMap::new() });
         }
         let document = Document::read(place, base, file)?;
-        Self::read(&document.root, file)
+        Ok(Self { text: document.text, ..Self::read(&document.root, file)? })
     }
 
     /// Reads a conda definition. Keys other than v1's (azureml-core 1.61) are an error there, and so here.

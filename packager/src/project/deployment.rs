@@ -303,7 +303,7 @@ mod tests {
     fn read(text: &str) -> Result<Deployment, Failure> {
         let file = "deploymentconfig.json".to_owned();
         let root = parse(text, "x").unwrap().as_object().unwrap().clone();
-        Deployment::read(&Document { file, root })
+        Deployment::read(&Document { file, root, text: text.to_owned() })
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub(crate) struct Document {
     pub(crate) file: String,
     /// What it says.
     pub(crate) root: Map<String, Value>,
+    /// The same as it stands there.
+    pub(crate) text: String,
 }
 
 impl Document {
@@ -20,8 +22,8 @@ impl Document {
     pub(crate) fn read(place: &Place, base: &Path, file: &str) -> Result<Self, Failure> {
         let text = place.text(base, file, "the file")?;
         match parse(&text, file)? {
-            Value::Object(root) => Ok(Self { file: file.to_owned(), root }),
-            Value::Null => Ok(Self { file: file.to_owned(), root: Map::new() }),
+            Value::Object(root) => Ok(Self { file: file.to_owned(), root, text }),
+            Value::Null => Ok(Self { file: file.to_owned(), root: Map::new(), text }),
             other => Err(Failure::project(
                 Stage::Reading,
                 format!("{file} holds {}, not an object", kind(&other)),
@@ -60,7 +62,7 @@ pub(crate) fn parse(text: &str, file: &str) -> Result<Value, Failure> {
 /// Whether a line of a file must not be shown: failures travel in events, and keys and passwords never do.
 fn may_hold_secrets(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
-    ["key", "password", "secret", "token"].iter().any(|word| text.contains(word))
+    ["key", "password", "secret", "token", "/t/"].iter().any(|word| text.contains(word))
 }
 
 /// What kind of value it is, for a person.

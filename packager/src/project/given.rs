@@ -7,9 +7,13 @@ use proto::{
     spec::ServiceSpec,
 };
 
-use super::{document::Findings, script};
+use super::{
+    credential::{self, Origin},
+    document::Findings,
+    script,
+};
 
-/// Checks the bounds that `proto::spec` names, and that its paths stay where they belong.
+/// Checks the bounds that `proto::spec` names, that its paths stay where they belong, and that it holds no credential.
 ///
 /// # Errors
 ///
@@ -26,6 +30,7 @@ pub(crate) fn check(spec: &ServiceSpec) -> Result<(), Failure> {
     must(named, "sourceDirectory must be the name of a folder");
     found.violations.extend(spec.violations());
     found.check("the specification")?;
+    credential::check(&spec.environment, &Origin::default())?;
     script::check_name(&spec.entry_script)?;
     check_size(spec)
 }
@@ -64,6 +69,14 @@ mod tests {
     fn the_defaults_hold() {
         read("").unwrap();
         read(r#", "sourceDirectory": "ridge", "scaling": {"kind": "fixed", "replicas": 2}"#).unwrap();
+    }
+
+    #[test]
+    fn a_credential_is_refused_and_not_repeated() {
+        let environment = r#", "environment": {"conda": {"pip": ["numpy", "x @ https://u:hunter2@h/x.whl"]}}"#;
+        let failure = read(environment).unwrap_err();
+        assert!(failure.cause.starts_with("entry 2 of the list pip of the specification"), "{failure}");
+        assert!(!format!("{failure:?}").contains("hunter2"), "{failure:?}");
     }
 
     #[test]

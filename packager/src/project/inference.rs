@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{
     conda::{Conda, inline, variables},
+    credential::Origin,
     document::{Document, Findings, Section},
     place::Place,
 };
@@ -22,6 +23,8 @@ pub(crate) struct Inference {
     /// Relative to the project's folder; without it only the entry script is sent.
     pub(crate) source_directory: Option<String>,
     pub(crate) environment: EnvironmentSpec,
+    /// Where the environment's texts stand.
+    pub(crate) origin: Origin,
     /// Relative as the entry script is.
     pub(crate) conda_file: Option<String>,
     pub(crate) description: Option<String>,
@@ -76,6 +79,7 @@ impl Inference {
     /// Takes a conda definition in; what the environment says of a variable counts more.
     pub(crate) fn conda(&mut self, conda: Conda) {
         self.environment.conda = conda.spec;
+        self.origin.conda = conda.text;
         for (name, value) in conda.variables {
             self.environment.variables.entry(name).or_insert(value);
         }
@@ -121,12 +125,13 @@ impl Reader<'_> {
             Some(other) => self.refuse(format!("runtime {other:?} is not known; use python")),
         }
         inference.conda_file = root.text("condaFile", &mut self.found).map(str::to_owned);
-        let environment = &mut inference.environment;
         // Both spellings are documented.
         let steps = root.text("extraDockerfileSteps", &mut self.found);
         let steps = steps.or_else(|| root.text("extraDockerFileSteps", &mut self.found));
+        let environment = &mut inference.environment;
         if let Some(steps) = steps {
             environment.docker_steps = Some(self.place.text(self.base, steps, "the file of docker steps")?);
+            inference.origin.steps = Some(steps.to_owned());
         }
         environment.base_image = self.image(image, root);
         environment.gpu = root.boolean("enableGpu", &mut self.found).unwrap_or(false);
@@ -290,7 +295,7 @@ mod tests {
     fn read(text: &str, folder: &Path) -> Result<Inference, Failure> {
         let root = parse(text, "x").unwrap().as_object().unwrap().clone();
         let place = Place::new(folder, Links::Anywhere)?;
-        Inference::read(&Document { file: "inferenceconfig.json".into(), root }, &place)
+        Inference::read(&Document { file: "inferenceconfig.json".into(), root, text: text.to_owned() }, &place)
     }
 
     #[test]

@@ -161,6 +161,43 @@ fn a_project_from_elsewhere_cannot_make_the_packager_read_its_own_machine() {
 }
 
 #[test]
+fn a_credential_is_refused_by_its_place_and_never_repeated() {
+    let config = |text: &'static str| ("inferenceconfig.json", text);
+    let of_image = config(r#"{"entryScript": "score.py", "baseImage": "a", "baseImageRegistry": "u:hunter2@h"}"#);
+    let of_steps = config(r#"{"entryScript": "score.py", "extraDockerfileSteps": "steps"}"#);
+    let inline = r#"{"entryScript": "score.py", "environment": {"python": {"condaDependencies":
+        {"dependencies": ["python=3.11", {"pip": ["x @ https://u:hunter2@h/x.whl"]}]}}}}"#;
+    for (files, place) in [
+        (vec![("requirements.txt", "numpy\n-i https://u:hunter2@h/s\n")], "line 2 of requirements.txt"),
+        (vec![("requirements.txt", "numpy\nx \\\n  @ https://hunter2@h/s\n")], "line 3 of requirements.txt"),
+        (vec![("environment.yml", "channels:\n  - https://h/t/hunter2/main\n")], "line 2 of environment.yml"),
+        (vec![("environment.yml", "channels:\n  - 'https://h/a/t/hunter2/main'\n")], "line 2 of environment.yml"),
+        (
+            vec![("environment.yml", "dependencies:\n- pip:\n  - https://h/x?sig=hunter2\n")],
+            "line 3 of environment.yml",
+        ),
+        (vec![of_steps, ("steps", "RUN true\nRUN curl https://u:hunter2@h/\n")], "line 2 of steps"),
+        (vec![of_image], "the base image"),
+        (vec![config(inline)], "entry 1 of the list pip of inferenceconfig.json"),
+        // Mistakes of another kind quote what is there.
+        (vec![("environment.yml", "dependencies:\n  - https://u:hunter2@h/x: [y]\n")], "only a list named pip"),
+        (vec![("environment.yml", "- pip: [https://u:hunter2@h/x\n- b\n")], "malformed"),
+        (vec![config(r#"{"entryScript": "score.py", "condaFile": "https://u:hunter2@h/x.yml"}"#)], "does not exist"),
+    ] {
+        let root = project(&[files, vec![("score.py", SCRIPT)]].concat());
+        let failure = read_it(&root, &ProjectOptions::default()).unwrap_err();
+        assert!(failure.cause.contains(place), "{place}: {failure}");
+        assert!(!format!("{failure:?}").contains("hunter2"), "{failure:?}");
+    }
+    let root = project(&[
+        ("score.py", SCRIPT),
+        ("deploymentconfig.json", r#"{"computeType": "aks", "http://u:hunter2@h": 1}"#),
+    ]);
+    let warnings = read_it(&root, &ProjectOptions::default()).unwrap().warnings;
+    assert!(warnings.iter().any(|warning| warning.contains("http://***@h is not known")), "{warnings:?}");
+}
+
+#[test]
 fn what_the_user_should_know_is_told() {
     let root = project(&[
         ("score.py", SCRIPT),

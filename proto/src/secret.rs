@@ -1,6 +1,17 @@
 //! Credentials in addresses: found, so that they are refused, and blotted out, so that they reach no log.
 //!
-//! It knows what a credential in an address looks like. It does not know what any address is for.
+//! Requests and specifications travel in events that others may read, so an environment holds no credential: whoever reads one refuses
+//! it, in the words that stand here. It knows what a credential in an address looks like, not what any address is for.
+
+/// What is wrong with a line that holds a credential, after what names the line.
+pub const CARRIES: &str = "carries a password or token, which would be seen by everyone who may read the request";
+
+/// What to do about one in a list of Python packages.
+pub const REMEDY_OF_A_LIST: &str =
+    "take the credential out; let whoever runs the builder configure the index with UV_INDEX_URL";
+
+/// What to do about one anywhere else.
+pub const REMEDY: &str = "take the credential out, and replace it where it was in use";
 
 /// Names of query parameters that carry a credential: signed addresses of object stores, and tokens.
 const SECRET_PARAMETERS: [&str; 9] = [
@@ -15,13 +26,25 @@ const SECRET_PARAMETERS: [&str; 9] = [
     "x-goog-signature",
 ];
 
-/// Whether some address in a text carries a credential: a user or password before `@`, or a signature or token in its query.
-pub(crate) fn is_in(text: &str) -> bool {
+/// Whether some address in a text carries a credential: a user or password before `@`, a signature or token in its query, or a conda
+/// token (`https://host/t/<token>/channel`).
+pub fn is_in(text: &str) -> bool {
     redact(text) != text
 }
 
+/// Whether a conda channel carries a credential: as [`is_in`], or a token anywhere in its path, with or without a host before it.
+pub fn is_in_channel(channel: &str) -> bool {
+    let channel = channel.trim();
+    is_in(channel) || channel.contains("/t/") || channel.starts_with("t/")
+}
+
+/// Whether the reference of an image carries a credential: as [`is_in`], or a login before its registry, where no `@` belongs.
+pub fn is_in_image(reference: &str) -> bool {
+    is_in(reference) || reference.split_once('@').is_some_and(|(_, rest)| rest.contains('/'))
+}
+
 /// The text with `***` in place of each credential in an address.
-pub(crate) fn redact(text: &str) -> String {
+pub fn redact(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("://") {
@@ -54,6 +77,14 @@ fn redact_address(scheme: &str, address: &str) -> String {
         }
         _ => clean.push_str(authority),
     }
+    let path = match path.strip_prefix("/t/").and_then(|rest| rest.split_once('/')) {
+        // Behind a token there is a channel, so that a file in a folder `t` is none.
+        Some((token, channel)) if !token.is_empty() => {
+            clean.push_str("/t/***/");
+            channel
+        }
+        _ => path,
+    };
     let Some((before, query)) = path.split_once('?') else {
         clean.push_str(path);
         return clean;
@@ -96,11 +127,33 @@ mod tests {
             ),
             ("two https://a:b@x/ and https://c:d@y/", "two https://***@x/ and https://***@y/"),
             ("é://ü:ö@ä/", "é://***@ä/"),
+            ("conda install -c https://h/t/ab-hunter2/main x", "conda install -c https://h/t/***/main x"),
+            ("https://a:b@h/t/hunter2/main?token=c", "https://***@h/t/***/main?token=***"),
+            ("https://files.example.org/source/t/tensorflow/x", "https://files.example.org/source/t/tensorflow/x"),
+            ("https://h/t/x.whl", "https://h/t/x.whl"),
             ("mail me@example.org", "mail me@example.org"),
             ("https://pypi.org/simple/a@b/", "https://pypi.org/simple/a@b/"),
         ] {
             assert_eq!(redact(text), clean);
             assert_eq!(is_in(text), text != clean, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_channel_and_an_image_have_places_of_their_own_for_a_credential() {
+        for channel in ["https://h/repo/t/hunter2/main", "https://h/t/hunter2", "t/hunter2/main", "https://u:p@h/main"]
+        {
+            assert!(is_in_channel(channel), "{channel}");
+        }
+        for channel in ["conda-forge", "https://conda.anaconda.org/conda-forge", "https://h/test/main"] {
+            assert!(!is_in_channel(channel), "{channel}");
+        }
+        for image in ["user:hunter2@h.example.org/a/b:1", "hunter2@h/a", "https://user:hunter2@h/a"] {
+            assert!(is_in_image(image), "{image}");
+        }
+        let digest = format!("h.example.org:5000/a/b@sha256:{}", "0".repeat(64));
+        for image in ["python:3.11", "h.example.org:5000/a/b:1", &digest] {
+            assert!(!is_in_image(image), "{image}");
         }
     }
 
