@@ -158,8 +158,8 @@ impl<M: Maker> Flights<M> {
         while !self.rt.shutdown.is_cancelled() {
             let entry = match self.bucket.get(hash.as_str()).await {
                 Ok(entry) => entry,
-                Err(BusError::Unavailable(why)) => {
-                    tracing::debug!(%hash, why, "what is known of the environment cannot be read; trying again");
+                Err(why) if why.may_pass() => {
+                    tracing::debug!(%hash, %why, "what is known of the environment cannot be read; trying again");
                     self.pause(backoff.next_delay()).await;
                     continue;
                 }

@@ -120,9 +120,10 @@ impl From<AskError> for Ending {
 
 impl From<runtime::bus::Error> for Ending {
     fn from(error: runtime::bus::Error) -> Self {
-        Self::platform(
-            error.to_string(),
-            "see that kaai runs (`kaai up`) and that the context is right (`kaai context list`)",
-        )
+        let remedy = match error {
+            runtime::bus::Error::Full(_) => "free some space on the disk of nats-server, then do it again",
+            _ => "see that kaai runs (`kaai up`) and that the context is right (`kaai context list`)",
+        };
+        Self::platform(error.to_string(), remedy)
     }
 }

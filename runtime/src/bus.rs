@@ -40,6 +40,10 @@ use crate::{backoff::Backoff, clock, config::BusSettings, streams};
 const CALL: Duration = Duration::from_secs(5);
 /// How long a component looks for the bus when it starts.
 const CONNECT: Duration = Duration::from_secs(30);
+/// The header of a dead letter whose body was left out, with the body's length in bytes.
+const LEFT_OUT: &str = "Kaai-Body-Left-Out";
+/// Room for the headers and the subject of a message, in bytes.
+const HEADERS: usize = 4096;
 /// How long [`Bus::say`] tries in all.
 const SAY: Duration = Duration::from_secs(60);
 /// The oldest server that understands all that is configured here; an older one drops what it does not know without an error.
@@ -54,6 +58,9 @@ pub enum Error {
     /// The server did not answer in time, or is away: try again.
     #[error("the bus is not reachable: {0}")]
     Unavailable(String),
+    /// The server is there and has no room to keep it: try again once somebody has made some.
+    #[error("the bus has no room left: {0}")]
+    Full(String),
     /// The message is larger than the server takes.
     #[error("the message is too large for the bus: {0}")]
     TooLarge(String),
@@ -77,11 +84,25 @@ pub enum Disposition {
 }
 
 impl Error {
+    /// Something failed; the server says by these codes and words that its disk or its limit is full.
+    pub(crate) fn of(what: &str, error: &dyn std::fmt::Display) -> Self {
+        let text = format!("{what}: {error}");
+        let full = ["error code 10023", "error code 10047", "no space left", "disk quota exceeded"];
+        let lower = text.to_ascii_lowercase();
+        if full.iter().any(|word| lower.contains(word)) { Self::Full(text) } else { Self::Unavailable(text) }
+    }
+
+    /// Whether the same may succeed later: the server is away, or full.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Full(_))
+    }
+
     /// What to do about this error.
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Conflict(_) => Disposition::Retry(Duration::from_millis(50)),
             Self::Unavailable(_) => Disposition::Retry(Duration::from_secs(1)),
+            Self::Full(_) => Disposition::Retry(Duration::from_secs(10)),
             Self::TooLarge(_) | Self::Unreadable(..) => Disposition::Reject,
             Self::Incompatible(_) => Disposition::Fatal,
         }
@@ -191,7 +212,7 @@ impl Bus {
         let failed = |error: jetstream::context::PublishError| match error.kind() {
             PublishErrorKind::MaxPayloadExceeded => Error::TooLarge(what.clone()),
             PublishErrorKind::WrongLastSequence | PublishErrorKind::WrongLastMessageId => Error::Conflict(what.clone()),
-            _ => Error::Unavailable(format!("{what}: {error}")),
+            _ => Error::of(&what, &error),
         };
         let pending = self.context.publish_with_headers(subject, headers, body).await.map_err(failed)?;
         Ok(pending.await.map_err(failed)?.sequence)
@@ -219,6 +240,15 @@ impl Bus {
                 () = self.shutdown.cancelled() => return Err(error),
             }
         }
+    }
+
+    /// Checks that the server takes a message of this size, headers and subject included.
+    pub(crate) fn fits(&self, what: &str, length: usize) -> Result<(), Error> {
+        let most = self.client.server_info().max_payload.saturating_sub(HEADERS);
+        if length <= most {
+            return Ok(());
+        }
+        Err(Error::TooLarge(format!("{what} has {length} bytes, and {most} are the most")))
     }
 
     fn headers(&self, event_type: &str, id: &str) -> HeaderMap {
@@ -286,6 +316,11 @@ async fn find(component: &str, settings: &BusSettings) -> Result<(async_nats::Cl
     }
 }
 
+/// A header of a message as text.
+fn header<'a>(message: &'a async_nats::Message, name: &str) -> Option<&'a str> {
+    message.headers.as_ref()?.get(name).map(|value| value.as_str())
+}
+
 /// The first attempt comes at once: this delay is taken before the very first connection as well.
 fn reconnect_delay(attempts: usize) -> Duration {
     match attempts {
@@ -302,4 +337,18 @@ fn encode<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, Error> {
 fn new_traceparent() -> String {
     let span = uuid::Uuid::new_v4().simple().to_string();
     format!("00-{}-{}-01", uuid::Uuid::new_v4().simple(), &span[..16])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Error;
+
+    #[test]
+    fn a_full_server_is_not_one_that_is_away() {
+        // As nats-server 2.15 answers once its disk is full.
+        let full = "insufficient resources (code 503, error code 10023)";
+        assert!(matches!(Error::of("x", &full), Error::Full(_)));
+        assert!(matches!(Error::of("x", &"open /x: no space left on device"), Error::Full(_)));
+        assert!(matches!(Error::of("x", &"timed out"), Error::Unavailable(_)));
+    }
 }

@@ -47,7 +47,7 @@ async fn open(bus: &Bus, bucket: &str) -> Result<ObjectStore, Error> {
         ..object_store::Config::default()
     };
     let made = bus.context.create_object_store(config).await;
-    made.map_err(|error| Error::Unavailable(format!("pieces {bucket}: {error}")))
+    made.map_err(|error| Error::of(&format!("pieces {bucket}"), &error))
 }
 
 impl Pieces {
@@ -108,6 +108,6 @@ impl Pieces {
     }
 
     fn unavailable(&self, name: &str, error: &dyn std::fmt::Display) -> Error {
-        Error::Unavailable(format!("{}/{name}: {error}", self.bucket))
+        Error::of(&format!("{}/{name}", self.bucket), &error)
     }
 }

@@ -8,7 +8,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// A token that is cancelled by the first SIGTERM or SIGINT. A second one ends the process at once, by the default action.
+/// A token that is cancelled by the first SIGTERM or SIGINT. Further ones change nothing: every wait of a shutdown has a deadline.
 pub fn on_signal() -> CancellationToken {
     let token = CancellationToken::new();
     let cancelled = token.clone();

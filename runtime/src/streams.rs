@@ -47,7 +47,7 @@ pub fn dead_letters() -> stream::Config {
 /// Fails when the bus does not answer, or the stream that is there keeps messages in another way: that is never changed here,
 /// since it would lose what the stream holds.
 pub async fn ensure(context: &jetstream::Context, wanted: stream::Config) -> Result<(), Error> {
-    let unavailable = |error: &dyn std::fmt::Display| Error::Unavailable(format!("stream {}: {error}", wanted.name));
+    let unavailable = |error: &dyn std::fmt::Display| Error::of(&format!("stream {}", wanted.name), error);
     let found = context.get_or_create_stream(wanted.clone()).await.map_err(|error| unavailable(&error))?;
     let there = &found.cached_info().config;
     if there.retention != wanted.retention || there.storage != wanted.storage {

@@ -162,6 +162,54 @@ async fn a_watch_tells_what_went_while_nobody_watched() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_any_more_is_not_gone() {
+    let mut nats = Nats::start().await;
+    let rt = nats.runtime("tester").await;
+    let newer = rt.bus.bucket::<String>("test_bucket").await.unwrap();
+    let bucket = rt.bus.bucket::<u32>("test_bucket").await.unwrap();
+    bucket.put("a", &1).await.unwrap();
+    let mut watch = bucket.watch();
+    assert!(matches!(watch.next().await.unwrap(), Change::Put { .. }));
+    assert_eq!(watch.next().await.unwrap(), Change::Synced);
+    newer.put("a", &"from the future".to_owned()).await.unwrap();
+    nats.kill();
+    nats.resume().await;
+    assert_eq!(watch.next().await.unwrap(), Change::Synced);
+    until("the bus takes it", SOON, async || bucket.put("b", &2).await.ok()).await;
+    assert!(matches!(watch.next().await.unwrap(), Change::Put { key, .. } if key == "b"));
+}
+
+#[tokio::test]
+async fn a_message_that_fits_only_without_its_reason_is_a_dead_letter_without_its_body() {
+    let nats = Nats::start().await;
+    let rt = nats.runtime("tester").await;
+    let client = async_nats::connect(nats.address()).await.unwrap();
+    let most = client.server_info().max_payload;
+    client.publish("kaai.v1.default.deployment.delete.ridge", vec![b'x'; most].into()).await.unwrap();
+    client.flush().await.unwrap();
+    let mut deliveries = rt.bus.work(queue(Duration::from_millis(500))).await.unwrap();
+    deliveries.next().await.unwrap().reject("not JSON").await;
+    let letters = dead_letters(&rt.bus).await;
+    assert_eq!((letters.len(), letters[0].reason.as_str(), letters[0].body.len()), (1, "not JSON", 0));
+    let refused = rt.bus.replay_dead_letter(letters[0].letter).await.unwrap_err();
+    assert!(refused.to_string().contains(&format!("{most} bytes was left out")), "{refused}");
+    let after = say(&rt.bus, "after").await;
+    assert_eq!(deliveries.next().await.unwrap().sequence, after, "it does not come again");
+}
+
+#[tokio::test]
+async fn a_value_larger_than_the_server_takes_is_refused_as_such() {
+    let nats = Nats::start().await;
+    let rt = nats.runtime("tester").await;
+    let bucket = rt.bus.bucket::<String>("test_bucket").await.unwrap();
+    let large = "x".repeat(1 << 20);
+    let revision = bucket.create("k", &"small".to_owned()).await.unwrap();
+    assert!(matches!(bucket.create("l", &large).await, Err(Error::TooLarge(_))));
+    assert!(matches!(bucket.update("k", &large, revision).await, Err(Error::TooLarge(_))));
+    assert!(matches!(bucket.put("k", &large).await, Err(Error::TooLarge(_))));
+}
+
+#[tokio::test]
 async fn a_question_gets_its_answer_its_refusal_or_a_word_that_nobody_is_there() {
     let nats = Nats::start().await;
     let rt = nats.runtime("tester").await;

@@ -355,7 +355,7 @@ where
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     loop {
         let error = match attempt().await {
-            Err(error @ bus::Error::Unavailable(_)) => error,
+            Err(error) if error.may_pass() => error,
             done => return Some(done),
         };
         tracing::debug!(%error, "trying again");

@@ -77,7 +77,7 @@ async fn open(bus: &Bus, name: &str) -> Result<kv::Store, Error> {
         return Ok(store);
     }
     let config = kv::Config { bucket: name.to_owned(), history: 1, ..kv::Config::default() };
-    bus.context.create_key_value(config).await.map_err(|error| Error::Unavailable(format!("bucket {name}: {error}")))
+    bus.context.create_key_value(config).await.map_err(|error| Error::of(&format!("bucket {name}"), &error))
 }
 
 impl<T: Serialize + DeserializeOwned> Bucket<T> {
@@ -100,9 +100,9 @@ impl<T: Serialize + DeserializeOwned> Bucket<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] when it has one already.
+    /// [`Error::Conflict`] when it has one already, [`Error::TooLarge`] when the value is larger than the server takes.
     pub async fn create(&self, key: &str, value: &T) -> Result<u64, Error> {
-        let body = super::encode(value)?.into();
+        let body = self.encode(key, value)?;
         self.store.create(key, body).await.map_err(|error| match error.kind() {
             kv::CreateErrorKind::AlreadyExists => self.conflict(key),
             _ => self.unavailable(key, &error),
@@ -113,9 +113,9 @@ impl<T: Serialize + DeserializeOwned> Bucket<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] when somebody has.
+    /// [`Error::Conflict`] when somebody has, [`Error::TooLarge`] when the value is larger than the server takes.
     pub async fn update(&self, key: &str, value: &T, revision: u64) -> Result<u64, Error> {
-        let body = super::encode(value)?.into();
+        let body = self.encode(key, value)?;
         self.store.update(key, body, revision).await.map_err(|error| match error.kind() {
             kv::UpdateErrorKind::WrongLastRevision => self.conflict(key),
             _ => self.unavailable(key, &error),
@@ -126,9 +126,9 @@ impl<T: Serialize + DeserializeOwned> Bucket<T> {
     ///
     /// # Errors
     ///
-    /// Fails when the server is away.
+    /// Fails when the server is away or the value is larger than it takes.
     pub async fn put(&self, key: &str, value: &T) -> Result<u64, Error> {
-        self.store.put(key, super::encode(value)?.into()).await.map_err(|error| self.unavailable(key, &error))
+        self.store.put(key, self.encode(key, value)?).await.map_err(|error| self.unavailable(key, &error))
     }
 
     /// Ends a key; none there is fine.
@@ -182,12 +182,18 @@ impl<T: Serialize + DeserializeOwned> Bucket<T> {
         serde_json::from_slice(body).map_err(|error| Error::Unreadable(name(), error.to_string()))
     }
 
+    fn encode(&self, key: &str, value: &T) -> Result<bytes::Bytes, Error> {
+        let body = super::encode(value)?;
+        self.bus.fits(&format!("{}/{key}", self.name), body.len())?;
+        Ok(body.into())
+    }
+
     fn conflict(&self, key: &str) -> Error {
         Error::Conflict(format!("{}/{key}", self.name))
     }
 
     fn unavailable(&self, key: &str, error: &dyn std::fmt::Display) -> Error {
-        Error::Unavailable(format!("{}/{key}: {error}", self.name))
+        Error::of(&format!("{}/{key}", self.name), error)
     }
 }
 
@@ -307,12 +313,13 @@ impl<T: Serialize + DeserializeOwned> Watch<T> {
         if ended {
             return self.known.remove(&key).then_some(Change::Gone { key, revision });
         }
+        // One that cannot be read is there still: what was told of it before stays.
+        if !self.synced {
+            self.seen.insert(key.clone());
+        }
         match self.bucket.decode(&key, &message.payload) {
             Ok(value) => {
                 self.known.insert(key.clone());
-                if !self.synced {
-                    self.seen.insert(key.clone());
-                }
                 Some(Change::Put { key, value, revision })
             }
             Err(error) => {

@@ -97,12 +97,16 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// Fails when there is no such letter or the server is away.
+    /// Fails when there is no such letter, its body was left out because of its size, or the server is away.
     pub async fn replay_dead_letter(&self, letter: u64) -> Result<u64, Error> {
         let stream = self.events_stream(subject::DEAD_LETTERS).await?;
         let gone = |error: &dyn std::fmt::Display| Error::Unavailable(format!("dead letter {letter}: {error}"));
         let message = stream.get_raw_message(letter).await.map_err(|error| gone(&error))?;
         let read = DeadLetter::read(letter, &message);
+        if let Some(length) = message.headers.get(super::LEFT_OUT) {
+            let what = format!("dead letter {letter}: its body of {length} bytes was left out; send the request again");
+            return Err(Error::TooLarge(what));
+        }
         let headers = self.headers("", &format!("replay/{letter}"));
         let mut kept = message.headers.clone();
         // The old id would make the stream drop it as a repeat.
@@ -216,8 +220,7 @@ impl History {
 fn read(message: &async_nats::jetstream::Message) -> Option<Past> {
     let info = message.info().ok()?;
     let (_, event_type, service) = subject::parse(&message.subject)?;
-    let header =
-        |name: &str| message.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str());
+    let header = |name: &str| super::header(message, name);
     let published = jiff::Timestamp::from_nanosecond(info.published.unix_timestamp_nanos()).unwrap_or_default();
     Some(Past {
         service,

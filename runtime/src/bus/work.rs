@@ -166,8 +166,7 @@ impl Deliveries {
             }
         };
         let subject = message.subject.to_string();
-        let header =
-            |name: &str| message.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str());
+        let header = |name: &str| super::header(&message, name);
         let (workspace, event_type, service) = match subject::parse(&subject) {
             Some(parsed) => parsed,
             None => {
@@ -243,17 +242,27 @@ impl Delivery {
     }
 }
 
+/// How many characters of a reason are kept.
+const REASON: usize = 1000;
+
 /// Keeps the message among the dead letters before the stream is told to hand it out no more: killed in between, it comes again
 /// and is kept once, by its id.
 async fn reject(bus: &Bus, message: &async_nats::jetstream::Message, sequence: u64, reason: &str) {
     tracing::warn!(subject = %message.subject, sequence, reason, "rejected: kept as a dead letter");
     let mut headers: HeaderMap = message.headers.clone().unwrap_or_default();
-    headers.insert("Kaai-Reason", reason.replace(['\r', '\n'], " ").as_str());
+    let reason: String = reason.chars().take(REASON).map(|c| if matches!(c, '\r' | '\n') { ' ' } else { c }).collect();
+    headers.insert("Kaai-Reason", reason.as_str());
     headers.insert("Kaai-Component", bus.component);
     headers.insert("Kaai-Sequence", sequence.to_string().as_str());
     headers.insert(proto::envelope::MESSAGE_ID, format!("dead/{}/{sequence}", bus.component).as_str());
     let subject = subject::dead_letter(bus.component, &message.subject);
-    let kept = bus.retry(super::SAY, || bus.publish(subject.clone(), headers.clone(), message.payload.clone())).await;
+    let mut body = message.payload.clone();
+    if bus.fits(&subject, body.len()).is_err() {
+        // With its reason it would not fit any more. The stream that it came from has it as long as it keeps it.
+        headers.insert(super::LEFT_OUT, body.len().to_string().as_str());
+        body = Bytes::new();
+    }
+    let kept = bus.retry(super::SAY, || bus.publish(subject.clone(), headers.clone(), body.clone())).await;
     match kept {
         Ok(_) => {
             if let Err(error) = message.ack_with(AckKind::Term).await {
