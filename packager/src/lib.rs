@@ -34,6 +34,7 @@ mod zip;
 pub use config::{Args, Config, Error as ConfigError};
 pub use job::root_entry;
 pub use service::run;
+pub use source::check_git;
 
 /// Why the packager had to stop.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,7 @@
 //! Anything that can publish to NATS can deploy, and what cannot be read is kept with its reason.
 
 use serde_json::{Value, json};
-use tests::{Kaai, PATIENCE, http::Ask, project::Project};
+use tests::{Kaai, PATIENCE, Ran, http::Ask, project::Project};
 
 use crate::shared;
 
@@ -78,6 +78,17 @@ async fn a_git_revision_deploys() {
     let address = format!("file://{}", project.folder());
     kaai.run(&["deploy", "--git", &address, "--revision", "main", "--name", "from-git"]).good();
     assert_eq!(Ask::post(kaai.url("from-git", "score"), "{}").send().await.json()["version"], "of git");
+}
+
+#[test]
+fn a_git_address_with_a_login_is_refused_before_anything_is_asked() {
+    let nowhere = tempfile::tempdir().unwrap();
+    let kaai = shared();
+    let address = "https://user:hunter2@example.com/a.git";
+    let mut command = kaai.command(&["deploy", "--git", address, "--revision", "main", "--name", "with-login"]);
+    let ran = Ran::new(command.env("KAAI_HOME", nowhere.path()));
+    assert_eq!(ran.code, 1, "{ran:#?}");
+    assert!(ran.stderr.contains("the git address holds a login") && !ran.stderr.contains("hunter2"), "{ran:#?}");
 }
 
 #[tokio::test]

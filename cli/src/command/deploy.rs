@@ -91,8 +91,9 @@ pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
     let connection;
     let (service, request) = match &args.git {
         Some(address) => {
+            let asked = from_git(&args, address)?;
             connection = reach.connect().await?;
-            from_git(&args, address)?
+            asked
         }
         None => {
             let folder = std::fs::canonicalize(&args.folder).map_err(|error| {
@@ -164,6 +165,7 @@ fn from_git(args: &Args, address: &str) -> Result<(ServiceName, DeploymentReques
         return Err(Ending::usage("a git source needs --name and --revision", "give both"));
     };
     let source = GitSource { address: address.to_owned(), revision: revision.clone(), folder: args.git_folder.clone() };
+    packager::check_git(&source)?;
     Ok((name.clone(), plain_request(Source::Git(source), args.project.options())))
 }
 
