@@ -106,6 +106,8 @@ pub(crate) enum Refusal {
     Incomplete,
     /// The body did not move for this long.
     Stalled(Duration),
+    /// The body moved, but was not whole within this time, which is all that a request may take.
+    Unfinished(Duration),
     /// The payload is over this many bytes.
     TooLarge(u64),
     /// Not let in.
@@ -165,7 +167,7 @@ impl Refusal {
             Self::Denied(_) => Stage::Authentication,
             Self::Overloaded(_) => Stage::Queue,
             Self::NoReplicas(_) => Stage::Capacity,
-            Self::TimedOut(..) => Stage::Deadline,
+            Self::TimedOut(..) | Self::Unfinished(_) => Stage::Deadline,
             Self::Unreachable(_) | Self::Closed(_) | Self::Garbled(_) => Stage::Replica,
             Self::Exhausted => Stage::Platform,
         }
@@ -183,7 +185,7 @@ impl Refusal {
             Self::Denied(_) => StatusCode::UNAUTHORIZED,
             Self::Overloaded(_) | Self::NoReplicas(_) | Self::Exhausted => StatusCode::SERVICE_UNAVAILABLE,
             Self::Unreachable(_) | Self::Closed(_) | Self::Garbled(_) => StatusCode::BAD_GATEWAY,
-            Self::TimedOut(..) => StatusCode::GATEWAY_TIMEOUT,
+            Self::TimedOut(..) | Self::Unfinished(_) => StatusCode::GATEWAY_TIMEOUT,
         }
     }
 
@@ -195,6 +197,7 @@ impl Refusal {
             Self::Coding => "Transfer coding not supported",
             Self::Incomplete => "Incomplete request",
             Self::Stalled(_) => "Request too slow",
+            Self::Unfinished(_) => "Scoring timeout",
             Self::TooLarge(_) => "Payload too large",
             Self::Denied(_) => "Not authorized",
             Self::Overloaded(_) => "Too many requests",
@@ -218,6 +221,9 @@ impl Refusal {
             Self::Coding => "A body is sent with Content-Length, or with Transfer-Encoding: chunked and nothing else".to_owned(),
             Self::Incomplete => "The request's body ended before it was whole".to_owned(),
             Self::Stalled(limit) => format!("The request's body did not move for {} s", limit.as_secs_f64()),
+            Self::Unfinished(limit) => {
+                format!("The request's body was not whole within {} ms, the scoring timeout of {service}", limit.as_millis())
+            }
             Self::TooLarge(limit) => format!("The payload is over {limit} bytes ({} MB)", limit / (1024 * 1024)),
             Self::Denied(denied) => denied_because(*denied, service),
             Self::Overloaded(_) => format!("Too many requests for service {service} (overloaded)"),

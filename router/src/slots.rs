@@ -200,7 +200,8 @@ impl<W> Slots<W> {
     /// Chooses a replica no more until [`Self::restore`]. Says whether somebody should look after it: it was well until now, and matters.
     pub(crate) fn set_aside(&mut self, now: Instant, serial: Serial) -> bool {
         let Some(replica) = self.replicas.get_mut(&serial) else { return false };
-        let matters = replica.ready();
+        // One that is being emptied may be taken back.
+        let matters = replica.listed && !replica.aside;
         replica.aside = true;
         self.recount(now);
         matters
@@ -418,6 +419,21 @@ mod tests {
         assert!(slots.draining().is_empty());
         let other = take(&mut slots, now);
         assert!(!slots.release(now, other));
+    }
+
+    #[test]
+    fn a_replica_that_is_being_emptied_is_looked_after_too() {
+        let now = Instant::now();
+        let mut slots = with(now, 1, &[1]);
+        let serial = take(&mut slots, now);
+        slots.apply(now, 1, 0, vec![listed(1, true)]);
+        assert!(slots.set_aside(now, serial), "it may be taken back");
+        slots.release(now, serial);
+        slots.apply(now, 1, 0, vec![listed(1, false)]);
+        slots.restore(now, serial);
+        assert_eq!(slots.ready(), 1);
+        slots.apply(now, 1, 0, Vec::new());
+        assert!(!slots.set_aside(now, serial), "one that is gone is nobody's matter");
     }
 
     #[test]

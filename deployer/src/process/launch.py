@@ -205,18 +205,20 @@ class Workers:
     def __init__(self, order, status, listener):
         self.order, self.status, self.listener = order, status, listener
         self.pids, self.stopping = set(), False
+        # What the workers wait for the end of, once each has loaded.
+        self.go = None
 
     def run(self):
         global preloaded
         if os.environ.get("WORKER_PRELOAD", "").lower() == "true":
             preloaded = load(self.order, self.status)
         loaded, tell_loaded = os.pipe()
-        go, tell_go = os.pipe()
+        go, self.go = os.pipe()
         for number in range(self.order["workers"]):
             pid = os.fork()
             if pid == 0:
                 os.close(loaded)
-                os.close(tell_go)
+                os.close(self.go)
                 return self.work(number, tell_loaded, go)
             self.pids.add(pid)
         os.close(tell_loaded)
@@ -226,8 +228,14 @@ class Workers:
         # A pipe that ends before each has written means that one has ended.
         if all(os.read(loaded, 1) for _ in range(self.order["workers"])):
             listen(self.listener, self.status)
-            os.close(tell_go)
+            self.let_go()
         return self.wait()
+
+    def let_go(self):
+        """Sends the workers on: to serve, or, when they have been told to stop, to their end."""
+        if self.go is not None:
+            os.close(self.go)
+            self.go = None
 
     def work(self, number, tell_loaded, go):
         order = dict(self.order, heartbeat="%s.%d" % (self.order["heartbeat"], number))
@@ -258,6 +266,8 @@ class Workers:
         self.stopping = True
         for pid in self.pids:
             os.kill(pid, signal.SIGTERM)
+        # One that waits for the others would not look at the signal before it goes on.
+        self.let_go()
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ pub(super) struct Said {
     pub(super) serving: Option<f64>,
     /// What kept the script from being served.
     pub(super) failed: Option<Report>,
-    /// Whether a worker has ended and the others are on their way.
-    pub(super) ending: bool,
 }
 
 #[derive(Deserialize)]
@@ -79,8 +77,7 @@ impl Said {
                     self.failed = Some(report);
                 }
             }
-            Event::Ending {} => self.ending = true,
-            Event::Started {} | Event::Init {} | Event::Loaded {} => {}
+            Event::Started {} | Event::Init {} | Event::Loaded {} | Event::Ending {} => {}
         }
     }
 }
@@ -108,7 +105,7 @@ mod tests {
         file.write_all(b"ing\",\"at\":2.25}\nnonsense\n{\"event\":\"news\"}\n{\"event\":\"ending\",\"code\":7}\n")
             .unwrap();
         status.refresh();
-        assert_eq!((status.said.serving, status.said.ending), (Some(2.25), true));
+        assert_eq!(status.said.serving, Some(2.25));
     }
 
     #[test]

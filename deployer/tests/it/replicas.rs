@@ -40,6 +40,10 @@ fn runs(pid: &Value) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
 }
 
+fn two_at_a_time() -> Value {
+    json!({ "requests": { "maxConcurrentPerReplica": 2, "maxQueueWaitMs": 500, "scoringTimeoutMs": 60000 } })
+}
+
 fn is_empty(folder: &Path) -> bool {
     fs::read_dir(folder).unwrap().next().is_none()
 }
@@ -152,9 +156,7 @@ async fn a_worker_that_dies_takes_its_replica_with_it() {
     let ended = news(&mut changes, &replica.replica, has_exited).await;
     assert_eq!(exit(&backend, ended).await.how, Ended::Code(9));
 
-    let more =
-        json!({ "requests": { "maxConcurrentPerReplica": 2, "maxQueueWaitMs": 500, "scoringTimeoutMs": 60000 } });
-    let two = place.release_with(2, &[("score.py", GOOD)], more).await;
+    let two = place.release_with(2, &[("score.py", GOOD)], two_at_a_time()).await;
     backend.start(order("r-2", &two)).await;
     let replica = news(&mut changes, &"r-2".parse().unwrap(), is_ready).await;
     let (sleep, die) = (json!({ "sleep": 2 }), json!({ "exit": 9 }));
@@ -291,6 +293,18 @@ async fn what_keeps_a_replica_from_starting_is_said_in_words() {
         assert!(failure.cause.starts_with(cause), "{failure}");
     }
     assert!(is_empty(&folders(&place).0));
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_load_ends_the_one_that_waits_for_it() {
+    let Some(place) = Place::new("a_worker_that_cannot_load_ends_the_one_that_waits_for_it") else { return };
+    let script = "import os, time\n\ndef init():\n    try:\n        os.mkdir('../first')\n    except FileExistsError:\n\
+        \x20       while '\"loaded\"' not in open('../status').read():\n            time.sleep(0.01)\n\
+        \x20       raise RuntimeError('no room for two')\n\ndef run(data):\n    return 1\n";
+    let backend = place.backend().await;
+    let release = place.release_with(1, &[("score.py", script)], two_at_a_time()).await;
+    let exit = exit(&backend, start(&backend, order("r-1", &release), has_exited).await).await;
+    assert_eq!(exit.report.unwrap().message, "no room for two");
 }
 
 #[tokio::test]

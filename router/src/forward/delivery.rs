@@ -116,7 +116,7 @@ impl Visit<'_> {
         let in_flight = InFlight::new(exchange, slot, &admitted.fate, grace, &self.thread.leftovers);
         let Some((answered, mut slot)) = in_flight.by(deadline, self.caller).await else {
             return Err(match admitted.fate.is_flowing() {
-                true => Refusal::Stalled(self.terms.scoring),
+                true => Refusal::Unfinished(self.terms.scoring),
                 false => Refusal::TimedOut(peer.id.clone(), self.terms.scoring),
             });
         };

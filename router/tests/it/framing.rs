@@ -1,17 +1,20 @@
 //! Raw bytes: framing, slow heads, idle connections, heads that are too large.
 
+use std::sync::Arc;
+
 use http_body_util::BodyExt;
 use hyper::{Request, body::Incoming};
 use router::Limits;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
+    sync::Semaphore,
     time::{Duration, timeout},
 };
 
 use crate::{
     replica::{Replica, ok},
-    world::{SCORE, SOON, World, route},
+    world::{SCORE, SOON, World, route, until},
 };
 
 fn echo() -> Replica {
@@ -136,14 +139,29 @@ async fn slow_heads_and_idle_connections_are_closed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_replica_outlasts_the_idle_limit() {
-    let replica = Replica::unix("a", |_| async {
-        tokio::time::sleep(Duration::from_millis(600)).await;
-        ok("at last")
-    });
-    let limit = Duration::from_millis(200);
+    let door = Arc::new(Semaphore::new(0));
+    let replica = {
+        let door = door.clone();
+        Replica::unix("a", move |_| {
+            let door = door.clone();
+            async move {
+                door.acquire().await.unwrap().forget();
+                ok("at last")
+            }
+        })
+    };
+    let limit = Duration::from_millis(100);
     let limits = Limits { head_timeout: limit, idle_timeout: limit, stall_timeout: limit, ..Limits::default() };
     let world = World::with(route(vec![replica.endpoint()]), limits);
-    assert_eq!(world.post("{}").await.text(), "at last");
+    let let_through = async {
+        until("the replica has the request", || replica.seen.now() == 1).await;
+        // Each of these was idle for as long as a connection may be.
+        assert_eq!(talk(&world, b"").await, "");
+        assert_eq!(talk(&world, b"").await, "");
+        door.add_permits(1);
+    };
+    let (answer, ()) = tokio::join!(world.post("{}"), let_through);
+    assert_eq!(answer.text(), "at last");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

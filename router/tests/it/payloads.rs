@@ -258,6 +258,35 @@ async fn an_upload_that_stands_still_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_moves_and_is_not_whole_in_time_is_over_the_scoring_timeout() {
+    let replica = Replica::unix("a", |request: Request<Incoming>| async move {
+        let _ = request.into_body().collect().await;
+        ok("")
+    });
+    let mut listed = route(vec![replica.endpoint()]);
+    listed.requests.scoring_timeout_ms = 200;
+    let world = World::new(listed);
+    let mut stream = TcpStream::connect(world.address()).await.unwrap();
+    let head = format!("POST {SCORE} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", 8 * MB);
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (mut answers, mut upload) = stream.split();
+    let trickle = async {
+        // A piece large enough to be forwarded at once, then a little now and then.
+        while upload.write_all(&[1; 128 * 1024]).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        std::future::pending::<()>().await
+    };
+    let mut answer = [0; 512];
+    let length = tokio::select! {
+        length = answers.read(&mut answer) => length.unwrap(),
+        () = trickle => unreachable!("it goes on until there is an answer"),
+    };
+    let answer = String::from_utf8_lossy(&answer[..length]);
+    assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("not whole within 200 ms"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_that_is_answered_early_is_not_held_up() {
     // It keeps its connection and reads no body: the connection can serve no other request, and must not be kept for one.
     let replica = Replica::raw("a", |mut stream: UnixStream| async move {
