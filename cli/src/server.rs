@@ -1,5 +1,7 @@
 //! The `nats-server` beside `kaai up`: its program, configuration and users, and its life as a child process.
 
+mod leftover;
+
 use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
@@ -7,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use runtime::{backoff::Backoff, config::BusSettings};
+use runtime::backoff::Backoff;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     process::{Child, Command},
@@ -68,31 +70,24 @@ impl Logins {
 }
 
 impl Server {
-    /// Ends a server that an earlier `kaai up` left behind, then starts one and waits until it is ready.
+    /// Ends a server that an earlier `kaai up` left behind, then starts one.
     ///
     /// # Errors
     ///
-    /// Fails when the port is taken, the program cannot be run, or it is not ready within ten seconds.
+    /// Fails when the one left behind does not end, the port is taken, or the program cannot be run; then none of ours is left running.
     pub async fn start(home: &Home, program: &Path, port: u16, logins: &Logins) -> Result<Self> {
         let pid_file = home.join("nats/pid");
-        end_leftover(&pid_file, &home.join("nats/nats.conf")).await;
+        leftover::end(&home.join("nats/nats.conf")).await?;
         let address = free_address(port)?;
         let config = home.write("nats/nats.conf", configuration(home, address, logins).as_bytes())?;
         let log = home.join("nats/nats.log");
         let child = spawn(program, &config, &log, &pid_file)?;
-        let mut server = Self { program: program.to_owned(), config, log, pid_file, address, child };
-        server.ready().await?;
-        Ok(server)
+        Ok(Self { program: program.to_owned(), config, log, pid_file, address, child })
     }
 
     /// Where it listens.
     pub fn url(&self) -> String {
         format!("nats://{}", self.address)
-    }
-
-    /// How a user reaches it.
-    pub fn settings(&self, logins: &Logins, user: &str) -> BusSettings {
-        BusSettings { address: self.url(), login: logins.of(user) }
     }
 
     /// Starts the server again whenever it ends, until shutdown; then stops it.
@@ -117,7 +112,7 @@ impl Server {
     }
 
     /// Asks the server to stop and waits; one that does not is killed.
-    async fn stop(&mut self) {
+    pub async fn stop(&mut self) {
         if let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
             // It may have ended already; then there is nothing to signal.
             let _ = kill_process(pid, Signal::TERM);
@@ -128,7 +123,12 @@ impl Server {
         let _ = std::fs::remove_file(&self.pid_file);
     }
 
-    async fn ready(&mut self) -> Result {
+    /// Waits until it takes connections.
+    ///
+    /// # Errors
+    ///
+    /// Fails when it ends by itself, or is not ready within ten seconds.
+    pub async fn ready(&mut self) -> Result {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if tokio::net::TcpStream::connect(self.address).await.is_ok() {
@@ -167,32 +167,13 @@ fn spawn(program: &Path, config: &Path, log: &Path, pid_file: &Path) -> Result<C
         .stderr(Stdio::null())
         // A group of its own: Ctrl-C at the terminal is for kaai, which stops the server last.
         .process_group(0)
+        // Where nobody is left to stop it in order it ends all the same.
+        .kill_on_drop(true)
         .spawn()
         .map_err(|error| cannot(&error))?;
     let pid = child.id().unwrap_or_default();
     crate::home::write_private(pid_file, pid.to_string().as_bytes()).map_err(|error| cannot(&error))?;
     Ok(child)
-}
-
-/// Ends a server whose `kaai up` was killed: it still holds the port and the files.
-async fn end_leftover(pid_file: &Path, config: &Path) {
-    let pid = std::fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse::<i32>().ok());
-    let Some(pid) = pid.and_then(Pid::from_raw) else { return };
-    // The number may belong to a stranger by now: only a process that runs with our configuration is ours.
-    let is_ours = || {
-        let command = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-        String::from_utf8_lossy(&command).contains(&*config.display().to_string())
-    };
-    if !is_ours() || kill_process(pid, Signal::TERM).is_err() {
-        return;
-    }
-    let deadline = Instant::now() + PATIENCE;
-    while is_ours() {
-        if Instant::now() > deadline {
-            let _ = kill_process(pid, Signal::KILL);
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Checks that the bus can listen on a port before anything is started on it; 0 takes any.

@@ -7,7 +7,7 @@ use std::{fs::File, net::SocketAddr, path::PathBuf, time::Duration};
 use proto::{cli::Context, id::Workspace};
 use runtime::{
     Runtime, admin,
-    config::{Settings, new_instance},
+    config::{BusSettings, Settings, new_instance},
     shutdown::Tasks,
 };
 use tokio::{sync::oneshot, task::JoinSet, time::Instant};
@@ -83,36 +83,48 @@ pub struct Up {
 }
 
 impl Up {
-    /// Starts everything and waits until all components are ready.
+    /// Starts everything and waits until all components are ready; gives nothing when it should stop before that.
     ///
     /// # Errors
     ///
-    /// Fails when another kaai uses the state folder, a port is taken, or a program is missing; then nothing is left running.
-    pub async fn start(options: Options) -> Result<Self> {
+    /// Fails when another kaai uses the state folder, a port is taken, or a program is missing. Whenever no kaai is given, nothing is left
+    /// running.
+    pub async fn start(options: Options, shutdown: &CancellationToken) -> Result<Option<Self>> {
         let lock = options.home.lock()?;
         server::free("the router", options.router, "--router-address")?;
         server::free("the admin address", options.admin, "--admin-address")?;
         let nats = find_program("nats-server", options.nats_server.as_deref(), "--nats-server")?;
         let uv = find_program("uv", options.uv.as_deref(), "--uv")?;
         let logins = Logins::prepare(&options.home)?;
-        let server = Server::start(&options.home, &nats, options.bus_port, &logins).await?;
-        let bus = server.url();
-        let server_stop = CancellationToken::new();
-        let mut starting = Starting { options: &options, logins: &logins, server: &server, ready: Vec::new() };
-        let started = starting.components(uv).await;
-        let ready = std::mem::take(&mut starting.ready);
-        let server = Tasks::default().spawn(server.keep(server_stop.clone()));
-        let (components, stops, router_bound) = match started {
-            Ok(started) => started,
-            Err(error) => {
-                server_stop.cancel();
-                // The server is stopped before the error is told; how it ended adds nothing.
-                let _ = server.await;
-                return Err(error);
-            }
+        let started = tokio::select! {
+            server = Server::start(&options.home, &nats, options.bus_port, &logins) => server,
+            () = shutdown.cancelled() => return Ok(None),
         };
+        let mut server = started?;
+        let ready = tokio::select! {
+            ready = server.ready() => ready.map(Some),
+            () = shutdown.cancelled() => Ok(None),
+        };
+        if !matches!(ready, Ok(Some(()))) {
+            server.stop().await;
+            return ready.map(|_| None);
+        }
+        let mut up = Self::with(server, &options, lock);
+        let started = tokio::select! {
+            started = up.components(&options, &logins, uv) => started.map(Some),
+            () = shutdown.cancelled() => Ok(None),
+        };
+        if matches!(started, Ok(Some(()))) {
+            return Ok(Some(up));
+        }
+        up.stop().await;
+        started.map(|_| None)
+    }
+
+    /// A kaai of which only the bus runs.
+    fn with(server: Server, options: &Options, lock: File) -> Self {
         let context = Context {
-            bus,
+            bus: server.url(),
             user: Some("cli".to_owned()),
             password_file: Some(options.home.join("nats/passwords/cli").display().to_string()),
             router: String::new(),
@@ -120,24 +132,70 @@ impl Up {
             shared_files: true,
             extra: serde_json::Map::new(),
         };
-        let admin_stop = CancellationToken::new();
-        let mut up = Self {
+        let server_stop = CancellationToken::new();
+        Self {
             context,
             admin: options.admin,
-            components,
-            stops,
-            server,
+            components: JoinSet::new(),
+            stops: Vec::new(),
+            server: Tasks::default().spawn(server.keep(server_stop.clone())),
             server_stop,
-            admin_stop: admin_stop.clone(),
+            admin_stop: CancellationToken::new(),
             _lock: lock,
-        };
-        match up.settle(&options, ready, router_bound).await {
-            Ok(()) => Ok(up),
-            Err(error) => {
-                up.stop().await;
-                Err(error)
-            }
         }
+    }
+
+    /// Starts the components one after the other and waits until they are ready.
+    async fn components(&mut self, options: &Options, logins: &Logins, uv: PathBuf) -> Result {
+        let home = &options.home;
+        let mut ready = Vec::new();
+
+        let rt = self.runtime("packager", options, logins).await?;
+        self.spawn(&mut ready, &rt, packager::run(packager::Config::default(), rt.clone()));
+
+        let rt = self.runtime("builder", options, logins).await?;
+        let config = builder::Config { environments: home.join("environments"), uv, ..builder::Config::default() };
+        self.spawn(&mut ready, &rt, builder::run(config, rt.clone()));
+
+        let rt = self.runtime("scaler", options, logins).await?;
+        let mut config = scaler::Config::default();
+        config.timing.down = options.scale_down_delay;
+        self.spawn(&mut ready, &rt, scaler::run(config, rt.clone()));
+
+        let rt = self.runtime("router", options, logins).await?;
+        let (told, bound) = oneshot::channel();
+        let config = router::Config { address: options.router, bound: Some(told), ..router::Config::default() };
+        self.spawn(&mut ready, &rt, router::run(config, rt.clone()));
+
+        let rt = self.runtime("deployer", options, logins).await?;
+        let config =
+            deployer::Config { on_stop: deployer::OnStop::End, ..deployer::Config::new(home.join("deployer")) };
+        self.spawn(&mut ready, &rt, deployer::run(config, rt.clone()));
+        self.settle(options, ready, bound).await
+    }
+
+    async fn runtime(&self, component: &'static str, options: &Options, logins: &Logins) -> Result<Runtime> {
+        let settings = Settings {
+            bus: BusSettings { address: self.context.bus.clone(), login: logins.of(component) },
+            store: options.home.join("store").display().to_string(),
+            instance: new_instance(component),
+            drain: DRAIN,
+        };
+        Runtime::new(component, &settings, CancellationToken::new())
+            .await
+            .map_err(|error| Ending::platform(error.to_string(), format!("the {component} cannot start")))
+    }
+
+    /// Runs a component beside the others.
+    fn spawn<E: std::fmt::Display + 'static>(
+        &mut self,
+        ready: &mut Vec<Watched>,
+        rt: &Runtime,
+        run: impl Future<Output = std::result::Result<(), E>> + Send + 'static,
+    ) {
+        ready.push((rt.health.clone(), rt.metrics.clone()));
+        self.stops.push(rt.shutdown.clone());
+        self.components.spawn(alone(rt.clone(), run));
     }
 
     /// Waits until every component is ready, and tells others how this kaai is reached.
@@ -224,66 +282,6 @@ fn report(ended: std::result::Result<(&'static str, std::result::Result<(), Stri
 
 type Watched = (admin::Health, runtime::telemetry::Metrics);
 type Components = JoinSet<(&'static str, std::result::Result<(), String>)>;
-
-/// What is needed to start the components one after the other.
-struct Starting<'a> {
-    options: &'a Options,
-    logins: &'a Logins,
-    server: &'a Server,
-    ready: Vec<Watched>,
-}
-
-impl Starting<'_> {
-    async fn components(
-        &mut self,
-        uv: PathBuf,
-    ) -> Result<(Components, Vec<CancellationToken>, oneshot::Receiver<SocketAddr>)> {
-        let home = &self.options.home;
-        let (mut components, mut stops) = (JoinSet::new(), Vec::new());
-
-        let rt = self.runtime("packager").await?;
-        stops.push(rt.shutdown.clone());
-        components.spawn(alone(rt.clone(), packager::run(packager::Config::default(), rt)));
-
-        let rt = self.runtime("builder").await?;
-        stops.push(rt.shutdown.clone());
-        let config = builder::Config { environments: home.join("environments"), uv, ..builder::Config::default() };
-        components.spawn(alone(rt.clone(), builder::run(config, rt)));
-
-        let rt = self.runtime("scaler").await?;
-        stops.push(rt.shutdown.clone());
-        let mut config = scaler::Config::default();
-        config.timing.down = self.options.scale_down_delay;
-        components.spawn(alone(rt.clone(), scaler::run(config, rt)));
-
-        let rt = self.runtime("router").await?;
-        stops.push(rt.shutdown.clone());
-        let (told, bound) = oneshot::channel();
-        let config = router::Config { address: self.options.router, bound: Some(told), ..router::Config::default() };
-        components.spawn(alone(rt.clone(), router::run(config, rt)));
-
-        let rt = self.runtime("deployer").await?;
-        stops.push(rt.shutdown.clone());
-        let config =
-            deployer::Config { on_stop: deployer::OnStop::End, ..deployer::Config::new(home.join("deployer")) };
-        components.spawn(alone(rt.clone(), deployer::run(config, rt)));
-        Ok((components, stops, bound))
-    }
-
-    async fn runtime(&mut self, component: &'static str) -> Result<Runtime> {
-        let settings = Settings {
-            bus: self.server.settings(self.logins, component),
-            store: self.options.home.join("store").display().to_string(),
-            instance: new_instance(component),
-            drain: DRAIN,
-        };
-        let rt = Runtime::new(component, &settings, CancellationToken::new())
-            .await
-            .map_err(|error| Ending::platform(error.to_string(), format!("the {component} cannot start")))?;
-        self.ready.push((rt.health.clone(), rt.metrics.clone()));
-        Ok(rt)
-    }
-}
 
 /// Runs a component to its end, as its own `main` would.
 async fn alone<E: std::fmt::Display>(

@@ -1,6 +1,10 @@
 //! The life of `kaai up`: it starts, refuses a twin, ends without a trace, and finds its services again after any end.
 
-use std::{process::Command, time::Duration};
+use std::{
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
 
 use runtime::testing::until;
 use tests::{Kaai, PATIENCE, Ran, binary, http::Ask, processes_with, project::Project, signal};
@@ -91,6 +95,36 @@ fn a_port_in_use_is_named_with_the_flag_that_chooses_another() {
     }
     let left = processes_with(&home.path().display().to_string());
     assert!(left.is_empty(), "nothing is left running: {left:#?}");
+}
+
+/// `kaai up` on a state folder of its own, not waited for.
+fn begin(home: &Path, more: &[&str]) -> Child {
+    let mut command = crate::shared().command(&["up", "--bus-port", "0", "--router-address", "127.0.0.1:0"]);
+    command.args(more).env("KAAI_HOME", home).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[tokio::test]
+async fn ctrl_c_at_any_moment_of_the_start_leaves_no_process() {
+    // The bus runs from the first file on, components from the second on, and with the last one all is up.
+    for sign in ["nats/pid", "store", "deployer", "context.json"] {
+        let home = tempfile::tempdir().unwrap();
+        let mut kaai = begin(home.path(), &[]);
+        until(&format!("{sign} is there"), PATIENCE, async || home.path().join(sign).exists().then_some(())).await;
+        signal("INT", kaai.id());
+        let ended = kaai.wait().unwrap();
+        let left = processes_with(&home.path().display().to_string());
+        assert!(ended.code() == Some(0) && left.is_empty(), "after {sign}: {ended}, {left:#?}");
+    }
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_process() {
+    let home = tempfile::tempdir().unwrap();
+    let ended = begin(home.path(), &["--uv", "/bin/true"]).wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.code() == Some(3) && said.contains("install uv"), "{said}");
+    let left = processes_with(&home.path().display().to_string());
+    assert!(left.is_empty(), "{left:#?}");
 }
 
 #[tokio::test]

@@ -64,10 +64,7 @@ pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
         scale_down_delay: Duration::from_secs(args.scale_down_delay),
     };
     logs(&home, &args.log)?;
-    let mut up = tokio::select! {
-        up = Up::start(options) => up?,
-        () = shutdown.cancelled() => return Ok(()),
-    };
+    let Some(mut up) = Up::start(options, &shutdown).await? else { return Ok(()) };
     if reach.home.is_none() {
         keep_context(&up);
     }
