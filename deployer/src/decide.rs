@@ -36,8 +36,8 @@ use tokio::time::Instant;
 use self::{replica::Replica, restarts::Restarts, route::Routed, routers::Routers};
 use crate::backend::{Observed, Order};
 
-/// For how long the entry of a deleted service keeps late events from bringing it back.
-pub const TOMBSTONE: Duration = Duration::from_secs(24 * 3600);
+/// For how long the entry of a deleted service keeps late events from bringing it back: as long as the stream keeps events.
+pub const TOMBSTONE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a message waits that came while the record was being read again.
 const REREAD: Duration = Duration::from_millis(100);
 

@@ -7,6 +7,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use tokio_util::sync::CancellationToken;
 use zip::ZipArchive;
 
 /// What an archive may hold at most.
@@ -61,6 +62,9 @@ pub enum Error {
     /// The disk is full.
     #[error("no space is left to unpack into {0}; free some and try again")]
     Full(PathBuf),
+    /// Nobody wants it any more.
+    #[error("given up before it was unpacked")]
+    GivenUp,
     /// A file could not be read or written.
     #[error("cannot write {path}: {source}")]
     File {
@@ -79,6 +83,15 @@ pub enum Error {
 ///
 /// Fails at the first entry that is damaged, hostile or too much; what was unpacked before it stays, so unpack into a fresh folder.
 pub fn unpack(zip: &Path, into: &Path, limits: Limits) -> Result<Unpacked, Error> {
+    unpack_unless(&CancellationToken::new(), zip, into, limits)
+}
+
+/// The same, until it is given up; it ends within a piece of a file then, with [`Error::GivenUp`].
+///
+/// # Errors
+///
+/// As [`unpack`], and when it is given up.
+pub fn unpack_unless(given_up: &CancellationToken, zip: &Path, into: &Path, limits: Limits) -> Result<Unpacked, Error> {
     let file = File::open(zip).map_err(|source| Error::File { path: zip.to_owned(), source })?;
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|error| Error::Damaged(error.to_string()))?;
     if archive.len() > limits.entries {
@@ -103,7 +116,7 @@ pub fn unpack(zip: &Path, into: &Path, limits: Limits) -> Result<Unpacked, Error
         let left = limits.bytes - unpacked.bytes;
         let packed = entry.compressed_size().max(1);
         let most = left.min(packed.saturating_mul(limits.ratio).max(1 << 20));
-        let written = write(&mut entry, &path, executable, most)?;
+        let written = write(&mut entry, &path, executable, most, given_up)?;
         if written > most {
             let what = if most == left { "bytes" } else { "bytes for what is packed into them" };
             return Err(Error::TooLarge { what, limit: most });
@@ -128,7 +141,13 @@ fn inside(name: &str) -> Result<PathBuf, Error> {
 }
 
 /// Copies an entry to a new file, at most one byte more than `most`.
-fn write(entry: &mut impl Read, path: &Path, executable: bool, most: u64) -> Result<u64, Error> {
+fn write(
+    entry: &mut impl Read,
+    path: &Path,
+    executable: bool,
+    most: u64,
+    given_up: &CancellationToken,
+) -> Result<u64, Error> {
     // create_new: two entries of one name are an attack on whoever checked the first.
     let mut file = OpenOptions::new()
         .write(true)
@@ -140,6 +159,9 @@ fn write(entry: &mut impl Read, path: &Path, executable: bool, most: u64) -> Res
     let mut written = 0;
     let mut limited = entry.take(most + 1);
     loop {
+        if given_up.is_cancelled() {
+            return Err(Error::GivenUp);
+        }
         let length = match limited.read(&mut buffer) {
             Ok(0) => break,
             Ok(length) => length,
@@ -157,6 +179,10 @@ fn write(entry: &mut impl Read, path: &Path, executable: bool, most: u64) -> Res
 fn write_error(path: &Path, source: io::Error) -> Error {
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Full(path.to_owned()),
+        // A file where another entry needs a folder, or the other way round.
+        io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => {
+            Error::Hostile { name: path.display().to_string(), why: "is both a file and a folder" }
+        }
         io::ErrorKind::AlreadyExists => {
             Error::Hostile { name: path.display().to_string(), why: "is there more than once" }
         }
@@ -187,6 +213,29 @@ mod tests {
             writer.write_all(content).unwrap();
         });
         unpack(&path, &into, limits)
+    }
+
+    #[test]
+    fn what_nobody_wants_any_more_is_not_unpacked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = zip(folder.path(), |writer| writer.start_file("a", SimpleFileOptions::default()).unwrap());
+        let given_up = CancellationToken::new();
+        given_up.cancel();
+        let error = unpack_unless(&given_up, &path, folder.path(), Limits::default()).unwrap_err();
+        assert!(matches!(error, Error::GivenUp), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_a_folder_too_is_hostile() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = zip(folder.path(), |writer| {
+            writer.start_file("x", SimpleFileOptions::default()).unwrap();
+            writer.start_file("x/y", SimpleFileOptions::default()).unwrap();
+        });
+        let into = folder.path().join("into");
+        fs::create_dir(&into).unwrap();
+        let error = unpack(&path, &into, Limits::default()).unwrap_err();
+        assert!(matches!(error, Error::Hostile { .. }), "{error}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The object store: archives and logs by key. Everything written is durable before the call returns.
 
-use std::{path::Path as FilePath, sync::Arc};
+use std::{os::unix::fs::DirBuilderExt, path::Path as FilePath, sync::Arc};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -73,7 +73,7 @@ pub fn build_log_key(environment: &EnvironmentHash) -> String {
 }
 
 impl Store {
-    /// Opens the store at an address: a folder (made if missing), or `file://` and a path.
+    /// Opens the store at an address: a folder (made if missing, for its owner alone), or `file://` and a path.
     ///
     /// # Errors
     ///
@@ -85,7 +85,8 @@ impl Store {
             Some(_) => return Err(Error::Address { address: address.to_owned() }),
         };
         let error = |source| Error::Folder { folder: folder.to_owned(), source };
-        std::fs::create_dir_all(folder).map_err(error)?;
+        // Models and projects are nobody else's business; a folder that is there already keeps the mode that it was given.
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(error)?;
         let local = LocalFileSystem::new_with_prefix(folder).map_err(|source| error(std::io::Error::other(source)))?;
         Ok(Self(Arc::new(local.with_fsync(true))))
     }

@@ -16,6 +16,7 @@ use proto::{
 };
 use runtime::{archive, backoff::Backoff, shutdown::Tasks, store};
 use sha2::Digest as _;
+use tokio_util::sync::CancellationToken;
 
 /// How often a store that fails is tried again.
 const ATTEMPTS: u32 = 4;
@@ -38,17 +39,27 @@ impl Archives {
         Self { folder, most, store, tasks, fetching: Arc::default() }
     }
 
-    /// Unpacks an archive into a folder, which is made.
+    /// Unpacks an archive into a folder, which is made; ends soon once it is given up.
     ///
     /// # Errors
     ///
-    /// Fails in words for the user.
-    pub(super) async fn unpack(&self, digest: &Digest, into: &Path, what: &str) -> Result<(), Failure> {
-        let zip = self.fetch(digest, what).await?;
-        let (into, name) = (into.to_owned(), what.to_owned());
+    /// Fails in words for the user, and when it is given up.
+    pub(super) async fn unpack(
+        &self,
+        digest: &Digest,
+        into: &Path,
+        what: &str,
+        given_up: &CancellationToken,
+    ) -> Result<(), Failure> {
+        let zip = tokio::select! {
+            fetched = self.fetch(digest, what) => fetched?,
+            () = given_up.cancelled() => return Err(unpacking(what, &archive::Error::GivenUp)),
+        };
+        let (into, name, given_up) = (into.to_owned(), what.to_owned(), given_up.clone());
         let unpacking = self.tasks.spawn_blocking(move || {
             fs::create_dir_all(&into).map_err(|error| disk(&into, &error))?;
-            archive::unpack(&zip, &into, archive::Limits::default()).map_err(|error| unpacking(&name, &error))
+            archive::unpack_unless(&given_up, &zip, &into, archive::Limits::default())
+                .map_err(|error| unpacking(&name, &error))
         });
         unpacking.await.map_err(|error| defect(&error))?.map(drop)
     }
@@ -210,12 +221,18 @@ mod tests {
         let digest = digest(EMPTY);
         archives.store.put_bytes(&store::archive_key(&digest), EMPTY).await.unwrap();
         let (a, b) = (folder.path().join("a"), folder.path().join("b/c"));
-        let (a, b) =
-            tokio::join!(archives.unpack(&digest, &a, "the project"), archives.unpack(&digest, &b, "the project"));
+        let never = CancellationToken::new();
+        let (a, b) = tokio::join!(
+            archives.unpack(&digest, &a, "the project", &never),
+            archives.unpack(&digest, &b, "the project", &never)
+        );
         a.unwrap();
         b.unwrap();
         archives.store.delete(&store::archive_key(&digest)).await.unwrap();
-        archives.unpack(&digest, &folder.path().join("d"), "the project").await.expect("it is in the cache");
+        archives
+            .unpack(&digest, &folder.path().join("d"), "the project", &CancellationToken::new())
+            .await
+            .expect("it is in the cache");
     }
 
     #[tokio::test]
@@ -223,11 +240,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let archives = archives(folder.path(), 1 << 30);
         let wanted = digest(EMPTY);
-        let failure = archives.unpack(&wanted, folder.path(), "model scale:2").await.unwrap_err();
+        let failure =
+            archives.unpack(&wanted, folder.path(), "model scale:2", &CancellationToken::new()).await.unwrap_err();
         assert!(failure.cause.starts_with("model scale:2 cannot be fetched: the object store has no"), "{failure}");
         archives.store.put_bytes(&store::archive_key(&wanted), "something else").await.unwrap();
-        let failure = archives.unpack(&wanted, folder.path(), "model scale:2").await.unwrap_err();
+        let failure =
+            archives.unpack(&wanted, folder.path(), "model scale:2", &CancellationToken::new()).await.unwrap_err();
         assert!(failure.cause.starts_with("the object store holds something else under"), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_does_not_wait_for_a_fetch() {
+        let folder = tempfile::tempdir().unwrap();
+        let archives = archives(folder.path(), 1 << 30);
+        let wanted = digest(EMPTY);
+        let turn = archives.fetching.lock().unwrap().entry(wanted.clone()).or_default().clone();
+        // Somebody fetches it, and does not come to an end.
+        let _held = turn.lock().await;
+        let given_up = CancellationToken::new();
+        given_up.cancel();
+        let failure = archives.unpack(&wanted, folder.path(), "the project", &given_up).await.unwrap_err();
+        assert!(failure.cause.contains("given up"), "{failure}");
     }
 
     #[tokio::test]

@@ -8,6 +8,8 @@ use proto::{
     failure::{Failure, Stage},
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
     Place,
     archives::disk,
@@ -18,12 +20,17 @@ use super::{
 /// The program that serves a script, run by the interpreter of the script's own environment.
 const LAUNCHER: &str = include_str!("launch.py");
 
-/// Fetches and unpacks all that a release needs into a replica's folder.
+/// Fetches and unpacks all that a release needs into a replica's folder; ends soon once it is given up, and writes no more then.
 ///
 /// # Errors
 ///
-/// Fails in words for the user.
-pub(super) async fn prepare(place: &Place, folder: &Folder, release: &Release) -> Result<(), Failure> {
+/// Fails in words for the user, and when it is given up.
+pub(super) async fn prepare(
+    place: &Place,
+    folder: &Folder,
+    release: &Release,
+    given_up: &CancellationToken,
+) -> Result<(), Failure> {
     let spec = &release.spec;
     let python = python(&release.image);
     if !python.exists() {
@@ -37,10 +44,10 @@ pub(super) async fn prepare(place: &Place, folder: &Folder, release: &Release) -
         Some(name) => app_root.join(name),
         None => app_root.clone(),
     };
-    place.archives.unpack(&release.archive, &project, "the project").await?;
+    place.archives.unpack(&release.archive, &project, "the project", given_up).await?;
     for model in &spec.models {
         let what = format!("the model {}:{}", model.name, model.version);
-        place.archives.unpack(&model.digest, &app_root.join(model_path(model)), &what).await?;
+        place.archives.unpack(&model.digest, &app_root.join(model_path(model)), &what, given_up).await?;
     }
     if !app_root.join(entry_script(spec)).is_file() {
         let script = &spec.entry_script;

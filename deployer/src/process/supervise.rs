@@ -1,6 +1,6 @@
 //! The life of one replica: prepared, started, watched, ended, cleared away. One task each.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use proto::failure::{Failure, Stage};
 use rustix::process::Signal;
@@ -99,8 +99,21 @@ impl Supervisor {
         self.place.tell(&self.observed);
     }
 
-    fn stop_is_ordered(&self) -> bool {
-        self.stop.borrow().is_some()
+    /// Fetches and unpacks its files; false when it was told to end meanwhile.
+    async fn prepare(&mut self, order: &Order) -> Result<bool, Failure> {
+        let given_up = CancellationToken::new();
+        let mut stop = self.stop.clone();
+        let mut preparing = pin!(prepare::prepare(&self.place, &self.folder, &order.release, &given_up));
+        tokio::select! {
+            biased;
+            _ = ordered_to_stop(&mut stop) => {
+                given_up.cancel();
+                // Nothing may be written any more when its folder is cleared away.
+                let _ = preparing.await;
+                Ok(false)
+            }
+            prepared = &mut preparing => prepared.map(|()| true),
+        }
     }
 
     /// Prepares and starts the process; `None` when it was told to end before there was one.
@@ -124,8 +137,7 @@ impl Supervisor {
         let failed = |error: std::io::Error| archives::disk(&self.folder.app_root(), &error);
         self.folder.create().map_err(failed)?;
         self.folder.keep(&kept).map_err(failed)?;
-        prepare::prepare(&self.place, &self.folder, &order.release).await?;
-        if self.stop_is_ordered() {
+        if !self.prepare(order).await? {
             return Ok(None);
         }
         kept.start.fetch_ms = milliseconds(began.elapsed().as_secs_f64());
