@@ -1,5 +1,7 @@
 //! Who may do what on the bus: least privilege, as the table of components in the README says it.
 
+use runtime::streams::KEEPER;
+
 /// The users of the bus.
 pub const USERS: [&str; 6] = ["packager", "builder", "deployer", "router", "scaler", "cli"];
 
@@ -109,7 +111,9 @@ pub fn subjects(user: &str) -> (Vec<String>, Vec<String>) {
     let mut publish = vec!["$JS.API.INFO".to_owned()];
     let mut subscribe = vec![format!("_INBOX_{user}.>")];
     for stream in ["KAAI_EVENTS", "KAAI_DEAD_LETTERS"] {
-        publish.extend(["INFO", "CREATE", "UPDATE"].map(|verb| format!("$JS.API.STREAM.{verb}.{stream}")));
+        publish.extend(["INFO", "CREATE"].map(|verb| format!("$JS.API.STREAM.{verb}.{stream}")));
+        // Whoever may change a stream may let it forget: one alone.
+        publish.extend((user == KEEPER).then(|| format!("$JS.API.STREAM.UPDATE.{stream}")));
     }
     publish.extend(rights.says.iter().map(|event| format!("kaai.v1.*.{event}.*")));
     subscribe.extend(rights.hears.iter().map(|event| format!("kaai.v1.*.{event}.*")));

@@ -146,8 +146,8 @@ impl Bus {
         context.set_timeout(CALL);
         let bus =
             Self { client, context, shutdown, component, instance: instance.clone(), traceparent: None, connections };
-        bus.retry(CONNECT, || streams::ensure(&bus.context, streams::events())).await?;
-        bus.retry(CONNECT, || streams::ensure(&bus.context, streams::dead_letters())).await?;
+        bus.retry(CONNECT, || streams::ensure(&bus.context, streams::events(), component)).await?;
+        bus.retry(CONNECT, || streams::ensure(&bus.context, streams::dead_letters(), component)).await?;
         Ok(bus)
     }
 

@@ -7,6 +7,8 @@ use proto::subject;
 
 use crate::bus::Error;
 
+/// The component that alone may change the streams once they are there.
+pub const KEEPER: &str = "deployer";
 /// For how long a repeated event is dropped by its id.
 pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(600);
 
@@ -40,13 +42,13 @@ pub fn dead_letters() -> stream::Config {
     }
 }
 
-/// Makes a stream as configured, or leaves one that is there, adding subjects that it lacks.
+/// Makes a stream as configured, or leaves one that is there; its keeper adds the subjects that it lacks.
 ///
 /// # Errors
 ///
-/// Fails when the bus does not answer, or the stream that is there keeps messages in another way: that is never changed here,
+/// Fails when the bus does not answer, subjects are missing and somebody else is to add them, or the stream that is there keeps messages in another way: that is never changed here,
 /// since it would lose what the stream holds.
-pub async fn ensure(context: &jetstream::Context, wanted: stream::Config) -> Result<(), Error> {
+pub async fn ensure(context: &jetstream::Context, wanted: stream::Config, component: &str) -> Result<(), Error> {
     let unavailable = |error: &dyn std::fmt::Display| Error::of(&format!("stream {}", wanted.name), error);
     let found = context.get_or_create_stream(wanted.clone()).await.map_err(|error| unavailable(&error))?;
     let there = &found.cached_info().config;
@@ -60,6 +62,13 @@ pub async fn ensure(context: &jetstream::Context, wanted: stream::Config) -> Res
     let missing: Vec<_> = wanted.subjects.iter().filter(|subject| !there.subjects.contains(subject)).cloned().collect();
     if missing.is_empty() {
         return Ok(());
+    }
+    if component != KEEPER {
+        return Err(Error::Unavailable(format!(
+            "the stream {} is of an older version and lacks {}: the {KEEPER} of this version adds them when it starts",
+            wanted.name,
+            missing.join(", ")
+        )));
     }
     // Subjects of a newer version stay: an older component beside it must not take them away.
     let mut changed = there.clone();

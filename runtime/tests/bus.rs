@@ -162,6 +162,30 @@ async fn a_watch_tells_what_went_while_nobody_watched() {
 }
 
 #[tokio::test]
+async fn subjects_of_a_newer_version_are_added_by_one_and_waited_for_by_the_others() {
+    let nats = Nats::start().await;
+    let context = async_nats::jetstream::new(async_nats::connect(nats.address()).await.unwrap());
+    let mut older = runtime::streams::events();
+    let wanted = older.subjects.len();
+    older.subjects.pop();
+    context.create_stream(older).await.unwrap();
+    let subjects = async || {
+        let stream = context.get_stream(subject::EVENTS).await.unwrap();
+        stream.cached_info().config.subjects.len()
+    };
+    let router = tokio::spawn({
+        let settings = nats.settings("router");
+        async move { runtime::Runtime::new("router", &settings, Default::default()).await.map(drop) }
+    });
+    let refused = runtime::streams::ensure(&context, runtime::streams::events(), "router").await.unwrap_err();
+    assert!(refused.to_string().contains("the deployer of this version adds them"), "{refused}");
+    assert_eq!(subjects().await, wanted - 1);
+    nats.runtime(runtime::streams::KEEPER).await;
+    assert_eq!(subjects().await, wanted);
+    router.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn what_cannot_be_read_any_more_is_not_gone() {
     let mut nats = Nats::start().await;
     let rt = nats.runtime("tester").await;
