@@ -8,6 +8,7 @@ mod bucket;
 mod history;
 mod listen;
 mod query;
+mod reading;
 mod work;
 
 use std::{sync::Arc, time::Duration};

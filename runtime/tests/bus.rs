@@ -173,7 +173,7 @@ async fn subjects_of_a_newer_version_are_added_by_one_and_waited_for_by_the_othe
         let stream = context.get_stream(subject::EVENTS).await.unwrap();
         stream.cached_info().config.subjects.len()
     };
-    let router = tokio::spawn({
+    let router = runtime::shutdown::Tasks::default().spawn({
         let settings = nats.settings("router");
         async move { runtime::Runtime::new("router", &settings, Default::default()).await.map(drop) }
     });

@@ -1,18 +1,15 @@
 //! State that is kept under keys, read and written as JSON, changed only by who has seen the newest revision.
 
-use std::{collections::HashSet, marker::PhantomData, time::Duration};
+use std::{collections::HashSet, marker::PhantomData};
 
 use async_nats::jetstream::{
     consumer::{DeliverPolicy, push},
     kv,
 };
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use serde::{Serialize, de::DeserializeOwned};
 
-use tokio::sync::watch;
-
-use super::{Bus, CALL, CONNECT, Error};
-use crate::backoff::Backoff;
+use super::{Bus, CALL, CONNECT, Error, reading::Reading};
 
 /// A bucket whose values are all of one kind. Clones share it.
 pub struct Bucket<T> {
@@ -166,14 +163,12 @@ impl<T: Serialize + DeserializeOwned> Bucket<T> {
     pub fn watch(&self) -> Watch<T> {
         Watch {
             bucket: self.clone(),
-            messages: None,
-            connections: self.bus.connections.clone(),
+            reading: Reading::new(&self.bus, self.name),
             synced: false,
             last_came: false,
             known: HashSet::new(),
             seen: HashSet::new(),
             lost: Vec::new(),
-            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(2)),
         }
     }
 
@@ -200,8 +195,7 @@ impl<T: Serialize + DeserializeOwned> Bucket<T> {
 /// The changes of a bucket, endless until shutdown. After the bus was away everything is told anew, and what went meanwhile is told gone.
 pub struct Watch<T> {
     bucket: Bucket<T>,
-    messages: Option<push::Ordered>,
-    connections: watch::Receiver<u64>,
+    reading: Reading<push::Ordered>,
     synced: bool,
     /// Whether the last of what was there when the watch was opened has come.
     last_came: bool,
@@ -211,7 +205,6 @@ pub struct Watch<T> {
     seen: HashSet<String>,
     /// Known keys that were not met again.
     lost: Vec<String>,
-    backoff: Backoff,
 }
 
 impl<T: Serialize + DeserializeOwned> Watch<T> {
@@ -230,48 +223,34 @@ impl<T: Serialize + DeserializeOwned> Watch<T> {
             if let Some(key) = self.lost.pop() {
                 return Change::Gone { key, revision: 0 };
             }
-            let Some(messages) = &mut self.messages else {
+            if !self.reading.is_open() {
                 match self.open().await {
-                    Ok(0) => return self.finish_sync(),
-                    Ok(_) => {}
-                    Err(error) => {
-                        tracing::warn!(bucket = self.bucket.name, %error, "cannot watch; trying again");
-                        tokio::time::sleep(self.backoff.next_delay()).await;
+                    Ok((messages, pending)) => {
+                        self.reading.opened(Ok(messages)).await;
+                        if pending == 0 {
+                            return self.finish_sync();
+                        }
                     }
+                    Err(error) => self.reading.opened(Err(error)).await,
                 }
-                continue;
-            };
+            }
             if !self.synced && self.last_came {
                 return self.finish_sync();
             }
-            let next = tokio::select! {
-                biased;
-                next = messages.next() => next,
-                Ok(()) = self.connections.changed() => None,
-            };
-            match next {
-                Some(Ok(message)) => {
-                    self.backoff.reset();
-                    if let Some(change) = self.accept(&message) {
-                        return change;
-                    }
-                }
-                Some(Err(error)) => {
-                    tracing::debug!(bucket = self.bucket.name, %error, "watching again");
-                    self.messages = None;
-                    tokio::time::sleep(self.backoff.next_delay()).await;
-                }
-                None => self.messages = None,
+            if let Some(message) = self.reading.next().await
+                && let Some(change) = self.accept(&message)
+            {
+                return change;
             }
         }
     }
 
     /// Opens an ordered consumer over the newest value of each key and returns how many there are.
-    async fn open(&mut self) -> Result<u64, Error> {
+    async fn open(&mut self) -> Result<(push::Ordered, u64), Error> {
         self.synced = false;
         self.last_came = false;
         self.seen.clear();
-        self.connections.mark_unchanged();
+        self.reading.about_to_open();
         let failed = |error: &dyn std::fmt::Display| Error::Unavailable(error.to_string());
         let config = push::OrderedConfig {
             deliver_subject: self.bucket.bus.client.new_inbox(),
@@ -285,10 +264,7 @@ impl<T: Serialize + DeserializeOwned> Watch<T> {
             let messages = consumer.messages().await.map_err(|error| failed(&error))?;
             Ok::<_, Error>((messages, pending))
         };
-        let opened = tokio::time::timeout(CALL, opening).await.map_err(|error| failed(&error))?;
-        let (messages, pending) = opened?;
-        self.messages = Some(messages);
-        Ok(pending)
+        tokio::time::timeout(CALL, opening).await.map_err(|error| failed(&error))?
     }
 
     fn finish_sync(&mut self) -> Change<T> {

@@ -1,22 +1,17 @@
 //! Looking back: the stream of pipeline events as history, and the dead letters.
 
-use std::time::Duration;
-
 use async_nats::jetstream::{
     consumer::{DeliverPolicy, push},
     stream,
 };
 use bytes::Bytes;
-use futures::StreamExt;
 use proto::{
     envelope::Envelope,
     id::{ServiceName, Workspace},
     subject,
 };
 
-use tokio::sync::watch;
-
-use super::{Bus, CALL, CONNECT, Error};
+use super::{Bus, CALL, CONNECT, Error, reading::Reading};
 
 /// An event as it lies in the stream.
 #[derive(Debug, Clone)]
@@ -42,8 +37,7 @@ pub struct History {
     bus: Bus,
     workspace: Workspace,
     next_sequence: u64,
-    messages: Option<push::Ordered>,
-    connections: watch::Receiver<u64>,
+    reading: Reading<push::Ordered>,
 }
 
 impl Bus {
@@ -57,11 +51,11 @@ impl Bus {
             bus: self.clone(),
             workspace: workspace.clone(),
             next_sequence: from.max(1),
-            messages: None,
-            connections: self.connections.clone(),
+            reading: Reading::new(self, "history"),
         };
-        history.connections.mark_unchanged();
-        history.messages = Some(self.retry(CONNECT, || history.open()).await?);
+        history.reading.about_to_open();
+        let messages = self.retry(CONNECT, || history.open()).await?;
+        history.reading.opened(Ok(messages)).await;
         Ok(history)
     }
 
@@ -188,30 +182,16 @@ impl History {
 
     async fn next_or_reopen(&mut self) -> Past {
         loop {
-            let Some(messages) = &mut self.messages else {
-                self.connections.mark_unchanged();
-                match self.open().await {
-                    Ok(messages) => self.messages = Some(messages),
-                    Err(error) => {
-                        tracing::debug!(%error, "trying again");
-                        tokio::time::sleep(Duration::from_millis(500)).await;
-                    }
-                }
-                continue;
-            };
-            let next = tokio::select! {
-                biased;
-                next = messages.next() => next,
-                Ok(()) = self.connections.changed() => None,
-            };
-            match next {
-                Some(Ok(message)) => {
-                    if let Some(past) = read(&message) {
-                        self.next_sequence = past.sequence + 1;
-                        return past;
-                    }
-                }
-                Some(Err(_)) | None => self.messages = None,
+            if !self.reading.is_open() {
+                self.reading.about_to_open();
+                let messages = self.open().await;
+                self.reading.opened(messages).await;
+            }
+            if let Some(message) = self.reading.next().await
+                && let Some(past) = read(&message)
+            {
+                self.next_sequence = past.sequence + 1;
+                return past;
             }
         }
     }

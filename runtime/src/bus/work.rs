@@ -10,7 +10,6 @@ use async_nats::{
     },
 };
 use bytes::Bytes;
-use futures::StreamExt;
 use proto::{
     envelope::Envelope,
     event::Event,
@@ -18,10 +17,7 @@ use proto::{
     subject,
 };
 
-use tokio::sync::watch;
-
-use super::{Bus, Error};
-use crate::backoff::Backoff;
+use super::{Bus, Error, reading::Reading};
 
 /// Which events a component takes from the stream of pipeline events.
 #[derive(Debug, Clone)]
@@ -40,9 +36,7 @@ pub struct WorkQueue {
 pub struct Deliveries {
     bus: Bus,
     queue: WorkQueue,
-    messages: Option<pull::Stream>,
-    connections: watch::Receiver<u64>,
-    backoff: Backoff,
+    reading: Reading<pull::Stream>,
 }
 
 /// One message, to be settled by exactly one of [`Delivery::ack`], [`Delivery::retry`] and [`Delivery::reject`].
@@ -77,11 +71,10 @@ impl Bus {
     ///
     /// Fails when the server could not be had for 30 s.
     pub async fn work(&self, queue: WorkQueue) -> Result<Deliveries, Error> {
-        let mut connections = self.connections.clone();
-        connections.mark_unchanged();
-        let messages = self.retry(super::CONNECT, || open(self, &queue)).await?;
-        let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
-        Ok(Deliveries { bus: self.clone(), queue, messages: Some(messages), connections, backoff })
+        let mut reading = Reading::new(self, queue.consumer);
+        reading.about_to_open();
+        reading.opened(Ok(self.retry(super::CONNECT, || open(self, &queue)).await?)).await;
+        Ok(Deliveries { bus: self.clone(), queue, reading })
     }
 }
 
@@ -122,36 +115,14 @@ impl Deliveries {
 
     async fn next_or_reopen(&mut self) -> Delivery {
         loop {
-            let Some(messages) = &mut self.messages else {
-                self.connections.mark_unchanged();
-                match open(&self.bus, &self.queue).await {
-                    Ok(messages) => self.messages = Some(messages),
-                    Err(error) => {
-                        tracing::warn!(consumer = self.queue.consumer, %error, "work cannot be had; trying again");
-                        tokio::time::sleep(self.backoff.next_delay()).await;
-                    }
-                }
-                continue;
-            };
-            let next = tokio::select! {
-                // What has come already is handed out before anything else: dropped, it would come again only after `ack_wait`.
-                biased;
-                next = messages.next() => next,
-                Ok(()) = self.connections.changed() => None,
-            };
-            match next {
-                Some(Ok(message)) => {
-                    self.backoff.reset();
-                    if let Some(delivery) = self.accept(message).await {
-                        return delivery;
-                    }
-                }
-                Some(Err(error)) => {
-                    tracing::debug!(consumer = self.queue.consumer, %error, "reading again");
-                    self.messages = None;
-                    tokio::time::sleep(self.backoff.next_delay()).await;
-                }
-                None => self.messages = None,
+            if !self.reading.is_open() {
+                self.reading.about_to_open();
+                self.reading.opened(open(&self.bus, &self.queue).await).await;
+            }
+            if let Some(message) = self.reading.next().await
+                && let Some(delivery) = self.accept(message).await
+            {
+                return delivery;
             }
         }
     }
