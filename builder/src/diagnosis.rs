@@ -30,7 +30,7 @@ const SERVERS_OWN: [&str; 14] = [
 /// Turns the output of a failed `uv pip install` into a failure.
 pub(crate) fn installation(lines: &[String], status: &str, plan: &Plan) -> Failure {
     let said = Said::new(lines);
-    let failure = machine(&said)
+    let failure = machine(&said, "the packages are installed")
         .or_else(|| network(&said, plan))
         .or_else(|| source_build(&said, plan))
         .or_else(|| resolution(&said, plan))
@@ -38,9 +38,18 @@ pub(crate) fn installation(lines: &[String], status: &str, plan: &Plan) -> Failu
     failure.with_details(said.shown())
 }
 
+/// Says so when uv failed to find a Python for want of space: it looks for one with the help of its cache.
+pub(crate) fn no_space_to_look(lines: &[String]) -> Option<Failure> {
+    let said = Said::new(lines);
+    no_space(&said, LOOKING).map(|failure| failure.with_details(said.shown()))
+}
+
 /// Says that no Python could be had; `lines` are what uv said when it tried to fetch one.
 pub(crate) fn no_python(lines: &[String], plan: &Plan, downloads: bool) -> Failure {
     let said = Said::new(lines);
+    if let Some(failure) = machine(&said, LOOKING) {
+        return failure.with_details(said.shown());
+    }
     let minors: Vec<_> = plan.python.minors.iter().map(|minor| format!("3.{minor}")).collect();
     let wanted = minors.join(" or ");
     let tried = match (downloads, said.unreachable()) {
@@ -94,13 +103,23 @@ fn named_by_user(plan: &Plan, host: &str) -> bool {
     plan.requirements.iter().any(|line| line.contains("://") && line.contains(host))
 }
 
-fn machine(said: &Said) -> Option<Failure> {
-    if said.has("No space left on device") || said.has("Disk quota exceeded") {
-        return Some(Failure::platform(
+/// What the builder does before there is anything to install.
+const LOOKING: &str = "a Python is looked for";
+
+fn no_space(said: &Said, doing: &str) -> Option<Failure> {
+    let full = said.has("No space left on device") || said.has("Disk quota exceeded");
+    full.then(|| {
+        Failure::platform(
             Stage::Building,
-            "no space is left on the disk while the packages are installed",
+            format!("no space is left on the disk while {doing}"),
             "free some space where the environments and uv's cache lie (`uv cache clean` empties the latter), then deploy again",
-        ));
+        )
+    })
+}
+
+fn machine(said: &Said, doing: &str) -> Option<Failure> {
+    if let Some(failure) = no_space(said, doing) {
+        return Some(failure);
     }
     said.has("Permission denied (os error 13)").then(|| {
         Failure::platform(
@@ -633,6 +652,15 @@ mod tests {
         assert_eq!(failure.blame, Blame::Platform);
         let nobody = no_python(&["error: No interpreter found".to_owned()], &plan("python=3.6", &[]), true);
         assert!(nobody.cause.ends_with("and uv knows none to fetch") && nobody.blame == Blame::Project, "{nobody:?}");
+        // What uv 0.13.9 said with its cache, and with its folder of Pythons, on a full disk.
+        for said in [
+            "error: Failed to initialize cache at `cache`\n  cause: failed to write to file `/c/CACHEDIR.TAG`: No space left on device (os error 28)",
+            "error: Failed to install cpython\n  cause: failed to unpack: Disk quota exceeded (os error 122)",
+        ] {
+            let failure = no_python(&self::lines(said), &plan("python=3.6", &[]), true);
+            assert!(failure.cause == "no space is left on the disk while a Python is looked for", "{failure}");
+            assert!(failure.blame == Blame::Platform && failure.remedy.contains("free some space"), "{failure:?}");
+        }
         let never = no_python(&[], &plan("python>=3.12,<3.14", &[]), false);
         assert!(
             never.cause.contains("no Python 3.13 or 3.12 on this machine")

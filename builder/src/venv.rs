@@ -163,7 +163,7 @@ impl Venv {
     }
 
     /// A Python of this machine that will do: one that is exactly as wanted, else one of the right minor.
-    async fn local_python(&self, plan: &Plan) -> Option<(PathBuf, String)> {
+    async fn local_python(&self, plan: &Plan) -> Result<Option<(PathBuf, String)>, Failure> {
         let mut almost = None;
         for minor in &plan.python.minors {
             let exact = (0..64).filter(|patch| plan.python.versions.admit(&[3, *minor, *patch])).collect::<Vec<u64>>();
@@ -176,16 +176,18 @@ impl Venv {
                 let find = self.uv(&["python", "find", "--no-project", "--system", "--no-python-downloads", &request]);
                 let Ok(Ok(found)) = timeout(QUICK, process::run(find, |_| ())).await else { continue };
                 let Some(path) = found.stdout.first().filter(|_| found.status.success()).map(PathBuf::from) else {
+                    // One that could not look has not found out that there is none.
+                    diagnosis::no_space_to_look(&found.stderr).map_or(Ok(()), Err)?;
                     continue;
                 };
                 let Some(version) = self.version(&path).await else { continue };
                 if plan.admits_python(&version) {
-                    return Some((path, version));
+                    return Ok(Some((path, version)));
                 }
                 almost = almost.or(Some((path, version)));
             }
         }
-        almost
+        Ok(almost)
     }
 
     /// The version that a Python says it is; `None` when it does not run.
@@ -198,7 +200,7 @@ impl Venv {
 
     /// Makes the bare environment with a Python of this machine, else with one that uv fetches.
     async fn bare(&self, folder: &str, plan: &Plan, log: &BuildLog) -> Result<(), Failure> {
-        if let Some((python, version)) = self.local_python(plan).await {
+        if let Some((python, version)) = self.local_python(plan).await? {
             log.line(&format!("Python {version} at {}", python.display()));
             let ended = self
                 .run(self.uv(&["venv", "--no-project", "--python", &python.to_string_lossy(), folder]), log)

@@ -1,9 +1,9 @@
 //! Sending archives to a packager that sees only the bus: by a ticket, in pieces, only what is not there yet.
 
-use std::{fs::File, os::unix::fs::FileExt, time::Duration};
+use std::{fs::File, os::unix::fs::FileExt, path::Path, time::Duration};
 
 use packager::{
-    archive,
+    archive, not_packed,
     project::{Project, models::NamedModel},
     root_entry, seal,
     upload::{piece_count, piece_length, piece_name},
@@ -107,14 +107,16 @@ struct Packed {
 
 impl Packed {
     async fn write(files: Walk) -> Result<Self> {
-        let full = |error: &dyn std::fmt::Display| {
-            Ending::platform(error.to_string(), "free some space in the temporary folder")
-        };
-        let folder = TempDir::new().map_err(|error| full(&error))?;
+        let place = std::env::temp_dir();
+        let written =
+            |source, folder: &Path| not_packed(archive::Error::Write { path: folder.join("archive.zip"), source });
+        let folder = TempDir::new_in(&place).map_err(|error| written(error, &place))?;
         let zip = folder.path().join("archive.zip");
-        let archive = blocking(move || archive::write(&files, &zip))
-            .await?
-            .map_err(|error| Ending::mend(error.to_string(), "mend it, or leave it out with a line in .amlignore"))?;
+        let archive = blocking(move || archive::write(&files, &zip)).await?.map_err(|error| match error {
+            // The folder in it is gone when the message is read.
+            archive::Error::Write { source, .. } => written(source, &place),
+            other => not_packed(other),
+        })?;
         Ok(Self { archive, folder })
     }
 

@@ -124,9 +124,9 @@ impl Job<'_> {
 
     /// The sender has read and packed the project already: what it sent is the archive.
     async fn as_sent(&self, spec: ServiceSpec, digest: &Digest) -> Result<Done, Error> {
-        let temporary = TempDir::new_in(self.parts.work.path()).map_err(|error| io(&error))?;
+        let temporary = TempDir::new_in(self.parts.work.path()).map_err(|error| io(self.parts.work.path(), &error))?;
         let zip = fetch_archive(digest, &self.parts.rt.store, temporary.path()).await?;
-        let size = std::fs::metadata(&zip).map_err(|error| io(&error))?.len();
+        let size = std::fs::metadata(&zip).map_err(|error| io(&zip, &error))?.len();
         let script = spec.entry_script.clone();
         let found = blocking(move || contents(&zip, &script)).await?;
         let wrong = |cause: String, remedy| Failure::project(Stage::Packaging, cause, remedy);
@@ -213,7 +213,7 @@ impl Job<'_> {
     /// Writes a zip in the folder for work and stores it, unless it is there already.
     async fn pack(&self, files: Walk) -> Result<Archive, Error> {
         self.news.tell(Stage::Packaging, counted(files.files.len())).await;
-        let temporary = TempDir::new_in(self.parts.work.path()).map_err(|error| io(&error))?;
+        let temporary = TempDir::new_in(self.parts.work.path()).map_err(|error| io(self.parts.work.path(), &error))?;
         let (zip, shutdown) = (temporary.path().join("archive.zip"), self.parts.rt.shutdown.clone());
         let out = zip.clone();
         let written = blocking(move || archive::write_while(&files, &out, &|| !shutdown.is_cancelled())).await?;

@@ -12,6 +12,8 @@ use runtime::{
     store::{Store, archive_key},
 };
 
+use crate::trouble::{refused_by_store, unavailable};
+
 /// The models of all workspaces.
 #[derive(Clone)]
 pub(crate) struct Registry {
@@ -34,7 +36,8 @@ impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         match error {
             Error::Refused(refusal) => refusal,
-            other => Self::new("unavailable", other.to_string(), "try again"),
+            Error::Store(error) => refused_by_store(&error),
+            Error::Bus(error) => unavailable(error.to_string(), "try again"),
         }
     }
 }

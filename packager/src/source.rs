@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 pub use self::git::check as check_git;
 use crate::{
-    trouble::{Error, full, io},
+    trouble::{Error, Full, io},
     walk::Links,
 };
 
@@ -80,16 +80,16 @@ fn named_folder(folder: &str, allowed: &[PathBuf]) -> Result<Checkout, Failure> 
 }
 
 async fn from_upload(digest: &Digest, service: &ServiceName, means: &Means<'_>) -> Result<Checkout, Error> {
-    let temporary = TempDir::new_in(means.work).map_err(|error| io(&error))?;
+    let temporary = TempDir::new_in(means.work).map_err(|error| io(means.work, &error))?;
     let zip = fetch_archive(digest, means.store, temporary.path()).await?;
     // The folder has the service's name: it becomes the source directory's, which scripts can see.
     let folder = temporary.path().join("project").join(service.as_str());
-    std::fs::create_dir_all(&folder).map_err(|error| io(&error))?;
+    std::fs::create_dir_all(&folder).map_err(|error| io(means.work, &error))?;
     let (into, limits) = (folder.clone(), Limits { bytes: means.bytes, ..Limits::default() });
     let unpacked = tokio::task::spawn_blocking(move || archive::unpack(&zip, &into, limits)).await;
     match unpacked.map_err(|error| Error::Transient(error.to_string()))? {
         Ok(_) => Ok(Checkout { folder, links: Links::Inside, _temporary: Some(temporary) }),
-        Err(error @ archive::Error::Full(_)) => Err(full(error.to_string()).into()),
+        Err(archive::Error::Full(_)) => Err(Full::around(means.work).into()),
         Err(error @ archive::Error::File { .. }) => Err(Error::Transient(error.to_string())),
         Err(error @ archive::Error::TooLarge { .. }) => {
             let remedy = "leave files out with .amlignore, or raise --max-project-size of the packager";

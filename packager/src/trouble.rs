@@ -1,11 +1,20 @@
 //! What went wrong, and whose it is: the user's, to be told at once, or the platform's, to be tried again.
 
-use proto::failure::{Failure, Stage};
+use std::{
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+};
+
+use proto::{
+    failure::{Failure, Stage},
+    query::Refusal,
+};
 use runtime::store;
 
 use crate::{
     archive, registry,
     walk::{self, MAX_NAMED},
+    work,
 };
 
 /// Why a request was not carried out.
@@ -31,6 +40,7 @@ impl From<registry::Error> for Error {
             registry::Error::Refused(refusal) => {
                 Failure::project(Stage::Packaging, refusal.cause, refusal.remedy).into()
             }
+            registry::Error::Store(error) => error.into(),
             other => Self::Transient(other.to_string()),
         }
     }
@@ -38,9 +48,9 @@ impl From<registry::Error> for Error {
 
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
-        match error {
-            store::Error::Full { .. } => full(error.to_string()).into(),
-            other => Self::Transient(other.to_string()),
+        match Full::of_store(&error) {
+            Some(full) => full.into(),
+            None => Self::Transient(error.to_string()),
         }
     }
 }
@@ -65,48 +75,172 @@ pub(crate) fn walked(error: walk::Error) -> Failure {
     Failure::project(Stage::Reading, error.to_string(), remedy).with_details(biggest.iter().map(String::as_str))
 }
 
-/// What keeps a zip from being written.
+/// What keeps a zip from being written, for a packager, which tries again where that may help.
 pub(crate) fn packed(error: archive::Error) -> Error {
-    let text = error.to_string();
-    let remedy = match error {
-        archive::Error::GivenUp => return Error::Transient(text),
-        archive::Error::Write { source, .. } => return io(&source),
-        archive::Error::Walk(error) => return walked(error).into(),
-        archive::Error::Changed(_) => "wait until nothing writes to it, or leave it out with .amlignore",
-        archive::Error::Unreadable(_) => "see that the packager may read them, or leave them out with .amlignore",
-    };
-    Failure::project(Stage::Packaging, text, remedy).into()
-}
-
-/// What keeps the packager from writing its own files.
-pub(crate) fn io(error: &std::io::Error) -> Error {
-    match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => full(error.to_string()).into(),
-        _ => Error::Transient(error.to_string()),
+    match &error {
+        archive::Error::GivenUp => Error::Transient(error.to_string()),
+        archive::Error::Write { path, source } => io(path.parent().unwrap_or(path), source),
+        _ => not_packed(error).into(),
     }
 }
 
-/// The disk is full: told at once, since only a person can mend it.
-pub(crate) fn full(cause: String) -> Failure {
-    Failure::platform(Stage::Packaging, cause, "free some space where the packager writes, then deploy again")
+/// What keeps a zip from being written, with what to do about it: for whoever packs a project without a packager.
+pub fn not_packed(error: archive::Error) -> Failure {
+    let text = error.to_string();
+    let remedy = match error {
+        archive::Error::GivenUp => return Failure::platform(Stage::Packaging, text, "try again"),
+        archive::Error::Write { path, source } => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            if is_full(&source) {
+                let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+                let remedy = format!("free some space in {}, then try again", folder.display());
+                return Failure::platform(Stage::Packaging, Full::Folder(folder).cause(), remedy);
+            }
+            let cause = format!("{text}: {source}");
+            return Failure::platform(
+                Stage::Packaging,
+                cause,
+                "see that you may write there, or choose another folder",
+            );
+        }
+        archive::Error::Walk(error) => return walked(error),
+        archive::Error::Changed(_) => "wait until nothing writes to it, or leave it out with .amlignore",
+        archive::Error::Unreadable(_) => "see that whoever packs may read them, or leave them out with .amlignore",
+    };
+    Failure::project(Stage::Packaging, text, remedy)
+}
+
+/// What keeps the packager from writing its own files in a folder.
+pub(crate) fn io(folder: &Path, error: &io::Error) -> Error {
+    match is_full(error) {
+        true => Full::around(folder).into(),
+        false => Error::Transient(format!("{} cannot be written: {error}", folder.display())),
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+/// A disk on which no space is left: told at once, since only a person can mend it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// That of a folder of the packager's.
+    Folder(PathBuf),
+    /// That of the object store.
+    Store,
+}
+
+impl Full {
+    /// That of a folder, named as a person knows it: what is below the packager's own temporary folder is gone when it is read.
+    pub(crate) fn around(folder: &Path) -> Self {
+        let own =
+            folder.ancestors().find(|part| part.file_name().is_some_and(|name| work::is_ours(&name.to_string_lossy())));
+        Self::Folder(own.and_then(Path::parent).unwrap_or(folder).to_owned())
+    }
+
+    /// What an error of the object store says of it, if that is what happened.
+    pub(crate) fn of_store(error: &store::Error) -> Option<Self> {
+        match error {
+            // A key is relative: this is a file that was to be brought here.
+            store::Error::Full { key } if key.starts_with('/') => {
+                Some(Self::around(Path::new(key).parent().unwrap_or(Path::new("/"))))
+            }
+            store::Error::Full { .. } => Some(Self::Store),
+            _ => None,
+        }
+    }
+
+    fn cause(&self) -> String {
+        match self {
+            Self::Folder(folder) => format!("no space is left on the disk of {}", folder.display()),
+            Self::Store => "no space is left in the object store".to_owned(),
+        }
+    }
+
+    fn remedy(&self, again: &str) -> String {
+        match self {
+            Self::Folder(folder) => {
+                format!("free some space in {}, where the packager writes, then {again}", folder.display())
+            }
+            Self::Store => format!("free some space in the folder of the packager's --store, then {again}"),
+        }
+    }
+}
+
+impl From<Full> for Failure {
+    fn from(full: Full) -> Self {
+        Self::platform(Stage::Packaging, full.cause(), full.remedy("deploy again"))
+    }
+}
+
+impl From<Full> for Error {
+    fn from(full: Full) -> Self {
+        Failure::from(full).into()
+    }
+}
+
+impl From<Full> for Refusal {
+    fn from(full: Full) -> Self {
+        unavailable(full.cause(), &full.remedy("send again"))
+    }
+}
+
+/// A question that cannot be answered now.
+pub(crate) fn unavailable(cause: impl Into<String>, remedy: &str) -> Refusal {
+    Refusal::new("unavailable", cause, remedy)
+}
+
+/// What keeps the packager from answering, where the object store is why.
+pub(crate) fn refused_by_store(error: &store::Error) -> Refusal {
+    Full::of_store(error).map_or_else(|| unavailable(error.to_string(), "try again"), Refusal::from)
+}
+
+/// What keeps the packager from answering, where a folder of its own is why.
+pub(crate) fn refused_by_folder(folder: &Path, error: &io::Error) -> Refusal {
+    match io(folder, error) {
+        Error::Failure(_) => Full::around(folder).into(),
+        Error::Transient(cause) => unavailable(cause, "try again"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::ErrorKind;
-
     use proto::failure::Blame;
 
     use super::*;
 
     #[test]
     fn a_full_disk_is_told_at_once_and_other_trouble_is_tried_again() {
-        let Error::Failure(failure) = io(&ErrorKind::StorageFull.into()) else { panic!() };
-        assert_eq!(failure.blame, Blame::Platform);
-        assert!(matches!(io(&ErrorKind::Interrupted.into()), Error::Transient(_)));
-        let write = archive::Error::Write { path: "x".into(), source: ErrorKind::StorageFull.into() };
-        assert!(matches!(packed(write), Error::Failure(_)));
+        let work = Path::new("/w");
+        let write = |kind: ErrorKind| archive::Error::Write { path: "/w/x.zip".into(), source: kind.into() };
+        for error in [io(work, &ErrorKind::StorageFull.into()), packed(write(ErrorKind::QuotaExceeded))] {
+            let Error::Failure(failure) = error else { panic!("{error}") };
+            assert_eq!(failure.blame, Blame::Platform);
+            assert_eq!(failure.cause, "no space is left on the disk of /w");
+            assert_eq!(failure.remedy, "free some space in /w, where the packager writes, then deploy again");
+        }
+        let failure = not_packed(write(ErrorKind::StorageFull));
+        assert_eq!(
+            (failure.blame, failure.remedy.as_str()),
+            (Blame::Platform, "free some space in /w, then try again")
+        );
+        assert!(matches!(io(work, &ErrorKind::Interrupted.into()), Error::Transient(_)));
+        assert!(matches!(packed(write(ErrorKind::PermissionDenied)), Error::Transient(_)));
+        assert!(not_packed(write(ErrorKind::PermissionDenied)).cause.contains("denied"));
         assert!(matches!(packed(archive::Error::GivenUp), Error::Transient(_)));
+    }
+
+    #[test]
+    fn a_full_store_and_a_full_folder_are_told_apart_in_answers_too() {
+        let refused = |key: &str| refused_by_store(&store::Error::Full { key: key.to_owned() });
+        assert!(refused("archives/x.zip").remedy.contains("--store, then send again"));
+        assert!(refused("/w/t/archive.zip").remedy.starts_with("free some space in /w/t, where the packager writes"));
+        assert!(refused("/w/kaai-packager-1/t/archive.zip").cause.ends_with("the disk of /w"));
+        let other = refused_by_store(&store::Error::NotFound { key: "x".to_owned() });
+        assert_eq!((other.kind.as_str(), other.remedy.as_str()), ("unavailable", "try again"));
+        let folder = refused_by_folder(Path::new("/w"), &ErrorKind::StorageFull.into());
+        assert!(folder.cause.ends_with("the disk of /w") && folder.remedy.ends_with("then send again"), "{folder}");
     }
 
     #[test]

@@ -18,6 +18,8 @@ use runtime::{
 };
 use sha2::{Digest as _, Sha256};
 
+use crate::trouble::{refused_by_folder, refused_by_store, unavailable};
+
 /// Takes uploads.
 #[derive(Clone)]
 pub(crate) struct Uploads {
@@ -40,7 +42,7 @@ impl Uploads {
             return Ok(UploadRoute::Present);
         }
         let prefix = format!("{}/", wanted.digest.hex());
-        let there = self.pieces.list(&prefix).await.map_err(|error| unavailable(&error))?;
+        let there = self.pieces.list(&prefix).await.map_err(|error| unavailable(error.to_string(), "try again"))?;
         let mut present: Vec<u32> = there
             .into_iter()
             .filter_map(|(name, length)| Some((name.strip_prefix(&prefix)?.parse().ok()?, length)))
@@ -59,13 +61,13 @@ impl Uploads {
         if self.is_there(&sent.digest, sent.size).await? {
             return Ok(());
         }
-        let failed = |error: io::Error| unavailable(&error);
+        let failed = |error: io::Error| refused_by_folder(work, &error);
         let mut whole = tempfile::NamedTempFile::new_in(work).map_err(failed)?;
         let count = piece_count(sent.size);
         let mut hash = Sha256::new();
         for number in 0..count {
             let name = piece_name(&sent.digest, number);
-            let piece = self.pieces.get(&name).await.map_err(|error| unavailable(&error))?;
+            let piece = self.pieces.get(&name).await.map_err(|error| unavailable(error.to_string(), "try again"))?;
             let Some(piece) = piece.filter(|piece| piece.len() as u64 == piece_length(sent.size, number)) else {
                 // Asked twice, the other answer may have stored the whole and taken the pieces away meanwhile.
                 if self.is_there(&sent.digest, sent.size).await? {
@@ -85,13 +87,13 @@ impl Uploads {
         }
         check_zip(whole.path()).await?;
         let key = archive_key(&sent.digest);
-        self.store.put_file(&key, whole.path()).await.map_err(|error| unavailable(&error))?;
+        self.store.put_file(&key, whole.path()).await.map_err(|error| refused_by_store(&error))?;
         self.forget(&sent.digest, count).await;
         Ok(())
     }
 
     async fn is_there(&self, digest: &Digest, size: u64) -> Result<bool, Refusal> {
-        let found = self.store.size(&archive_key(digest)).await.map_err(|error| unavailable(&error))?;
+        let found = self.store.size(&archive_key(digest)).await.map_err(|error| refused_by_store(&error))?;
         Ok(found == Some(size))
     }
 
@@ -118,7 +120,7 @@ async fn check_zip(path: &Path) -> Result<(), Refusal> {
     match opened {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Refusal::new("invalid", format!("what came is no zip: {error}"), "send a zip")),
-        Err(error) => Err(unavailable(&error)),
+        Err(error) => Err(unavailable(error.to_string(), "try again")),
     }
 }
 
@@ -145,10 +147,6 @@ pub(crate) fn contents(path: &Path, script: &str) -> Result<Contents, zip::resul
         contents.has_script |= entry.name()?.as_ref() == script;
     }
     Ok(contents)
-}
-
-fn unavailable(error: &dyn std::fmt::Display) -> Refusal {
-    Refusal::new("unavailable", error.to_string(), "try again")
 }
 
 /// The name of a piece in the bus's object store.

@@ -50,11 +50,16 @@ impl Work {
     }
 }
 
+/// Whether a folder of this name is one that [`Work::open`] makes.
+pub(crate) fn is_ours(name: &str) -> bool {
+    name.starts_with(PREFIX)
+}
+
 fn sweep(parent: &Path) -> io::Result<()> {
     let owner = rustix::process::geteuid().as_raw();
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
-        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        let ours = is_ours(&entry.file_name().to_string_lossy());
         // Others may write into a system's temporary folder: only a real folder of our own is touched.
         if !ours || !entry.metadata().is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == owner) {
             continue;

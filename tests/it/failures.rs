@@ -1,10 +1,13 @@
 //! Failures speak: stage, cause and remedy in words, an exit code that is not zero, and the old generation still answers.
 
+use std::io::Read;
+
 use serde_json::Value;
 use tests::{
-    Kaai,
+    Kaai, Ran,
     http::Ask,
     project::{PLAIN_CONDA, Project},
+    small_disk::SmallDisk,
 };
 
 use crate::shared;
@@ -99,6 +102,34 @@ fn a_password_in_an_address_is_refused_before_anything_is_said_and_not_repeated(
     assert!(events.is_empty(), "{events}");
     for ran in [ran, kaai.run(&["env", "show", &project.folder()])] {
         assert!(!format!("{ran:?}").contains("hunter2"), "{ran:#?}");
+    }
+}
+
+#[test]
+fn a_full_disk_of_this_machine_is_named_and_no_fault_of_the_project() {
+    let Some(small) = SmallDisk::mount("a_full_disk_of_this_machine_is_named_and_no_fault_of_the_project") else {
+        return;
+    };
+    let kaai = shared();
+    let project = Project::echo("full-disk", "x");
+    let mut noise = Vec::new();
+    std::fs::File::open("/dev/urandom").unwrap().take(2 << 20).read_to_end(&mut noise).unwrap();
+    std::fs::write(project.path().join("noise.bin"), noise).unwrap();
+
+    // A kaai that does not see the user's folders: the project is packed here.
+    let password = kaai.home().join("nats/passwords/cli").display().to_string();
+    let login = ["--user", "cli", "--password-file", &password];
+    let set = ["context", "set", "far-away", "--bus", &kaai.bus, "--router", &kaai.router];
+    kaai.run(&[&set[..], &login].concat()).good();
+    let sent =
+        Ran::new(kaai.command(&["deploy", &project.folder(), "--context", "far-away"]).env("TMPDIR", small.path()));
+    let zip = small.path().join("x.zip").display().to_string();
+    for ran in [sent, kaai.run(&["package", &project.folder(), &zip])] {
+        let said = format!(
+            "no space is left on the disk of {0}\n→ free some space in {0}, then try again\n",
+            small.path().display()
+        );
+        assert!(ran.code == 3 && ran.stderr.ends_with(&said), "{ran:#?}");
     }
 }
 

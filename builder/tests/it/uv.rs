@@ -199,6 +199,28 @@ async fn a_python_that_this_machine_does_not_have_is_a_clear_error() {
 }
 
 #[tokio::test]
+async fn a_full_disk_is_not_taken_for_a_python_that_is_missing() {
+    let Some(uv) = uv("a_full_disk_is_not_taken_for_a_python_that_is_missing") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    // What uv 0.13.9 says when its cache lies on a full disk.
+    let said = "error: Failed to initialize cache at `c`\n  cause: failed to write to file `/c/.gitignore`: No space left on device (os error 28)";
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *'python find'*)\n  echo '{said}' >&2; exit 2\nesac\nexec {} \"$@\"\n",
+        uv.display()
+    );
+    let real = Real::new(program_of(folder.path(), &script), |config| config.python_downloads = false).await;
+    let spec = any_python(&["toolz"]);
+    let failure = real.ask(spec.clone()).await.unwrap_err();
+    assert_eq!(failure.cause, "no space is left on the disk while a Python is looked for");
+    assert!(failure.blame == Blame::Platform && failure.remedy.contains("uv cache clean"), "{failure:?}");
+    let Some(EnvironmentRecord::Failed { expires_ms, .. }) = real.scene.record(&spec).await else {
+        panic!("it is not remembered")
+    };
+    let most = runtime::clock::now_ms() + Limits::default().remember_platform.as_millis() as u64;
+    assert!(expires_ms <= most, "there may be space again soon");
+}
+
+#[tokio::test]
 async fn an_index_that_cannot_be_reached_is_not_the_projects_fault() {
     let Some(uv) = uv("an_index_that_cannot_be_reached_is_not_the_projects_fault") else { return };
     let real = Real::new(uv, |_| ()).await;
@@ -253,12 +275,17 @@ async fn a_builder_process_that_is_killed_is_replaced_by_another() {
 
 /// A uv that waits before it installs until there is a file `gate`, and says with a file `waiting` that it does.
 fn wrapper(folder: &Path, uv: &Path) -> PathBuf {
-    let path = folder.join("uv");
     let (here, uv) = (folder.display(), uv.display());
     let script = format!(
         "#!/bin/sh\ncase \"$*\" in *--compile-bytecode*)\n  : > {here}/waiting\n  \
          while [ -d {here} ] && [ ! -e {here}/gate ]; do sleep 0.05; done\nesac\nexec {uv} \"$@\"\n"
     );
+    program_of(folder, &script)
+}
+
+/// A script in place of uv.
+fn program_of(folder: &Path, script: &str) -> PathBuf {
+    let path = folder.join("uv");
     std::fs::write(&path, script).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     path

@@ -77,10 +77,7 @@ async fn write(walk: Walk, zip: &Path, format: Format) -> Result {
     stages.clear();
     let archive = written
         .map_err(|error| Ending::platform(error.to_string(), "this is a defect of kaai; please report it"))?
-        .map_err(|error| {
-            let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-            Ending::mend(format!("{error}{source}"), "mend it and try again")
-        })?;
+        .map_err(packager::not_packed)?;
     match format {
         Format::Json => output::json(
             &json!({ "zip": zip, "digest": archive.digest, "size": archive.size, "files": archive.files, "ignored": ignored }),

@@ -18,7 +18,7 @@ use tokio::process::Command;
 
 use super::{Checkout, Means, named_folder};
 use crate::{
-    trouble::{Error, io},
+    trouble::{Error, Full, io},
     walk::Links,
 };
 
@@ -35,9 +35,9 @@ pub(super) async fn checkout(git: &GitSource, means: &Means<'_>) -> Result<Check
         Some(path) => &["--upload-pack=git-upload-pack --strict", "--", path],
         None => &["--", &git.address],
     };
-    let temporary = TempDir::new_in(means.work).map_err(|error| io(&error))?;
+    let temporary = TempDir::new_in(means.work).map_err(|error| io(means.work, &error))?;
     let root = temporary.path().join(repository_name(&git.address));
-    std::fs::create_dir(&root).map_err(|error| io(&error))?;
+    std::fs::create_dir(&root).map_err(|error| io(means.work, &error))?;
     let fetched = tokio::time::timeout(MOST, fetch(from, &git.revision, &root)).await;
     fetched.map_err(|_| {
         let cause = format!("git did not fetch {} within {} s", git.address, MOST.as_secs());
@@ -155,6 +155,8 @@ async fn run(folder: &Path, args: &[&str]) -> Result<(), Error> {
         .current_dir(folder)
         // Nobody is there to be asked for a password.
         .env("GIT_TERMINAL_PROMPT", "0")
+        // Its words are read.
+        .env("LC_ALL", "C")
         .env("GIT_ASKPASS", "true")
         .env("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
         .env("GIT_ALLOW_PROTOCOL", "https:http:ssh:file")
@@ -170,6 +172,9 @@ async fn run(folder: &Path, args: &[&str]) -> Result<(), Error> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if said.lines().any(says_full) {
+        return Err(Failure::from(Full::around(folder)).with_details(said.lines()).into());
+    }
     let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim().to_owned();
     let failure = Failure::project(
         Stage::Packaging,
@@ -177,6 +182,12 @@ async fn run(folder: &Path, args: &[&str]) -> Result<(), Error> {
         "check address and revision, and that the packager may read the repository",
     );
     Err(failure.with_details(said.lines()).into())
+}
+
+/// Whether git says that the disk of this machine, not of the one that it fetches from, is full.
+fn says_full(line: &str) -> bool {
+    let full = ["No space left on device", "Disk quota exceeded", "Out of diskspace"];
+    !line.starts_with("remote:") && full.iter().any(|sign| line.contains(sign))
 }
 
 #[cfg(test)]
@@ -264,6 +275,14 @@ mod tests {
             let refused = checkout(&address(path), &means).await.unwrap_err().to_string();
             assert!(refused.contains(word), "{path}: {refused}");
         }
+    }
+
+    #[test]
+    fn only_the_disk_of_this_machine_is_told_to_be_full() {
+        assert!(says_full("fatal: unable to write loose object file: No space left on device"));
+        assert!(says_full("fatal: sha1 file '.git/index.lock' write error. Out of diskspace"));
+        assert!(!says_full("remote: fatal: write error: No space left on device"));
+        assert!(!says_full("fatal: couldn't find remote ref main"));
     }
 
     #[test]

@@ -21,17 +21,21 @@ use runtime::{
 };
 use sha2::{Digest as _, Sha256};
 
-const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 
-struct Bench {
-    nats: Nats,
-    rt: Runtime,
+pub(crate) struct Bench {
+    pub(crate) nats: Nats,
+    pub(crate) rt: Runtime,
     service: ServiceName,
 }
 
 impl Bench {
     async fn start() -> Self {
-        let nats = Nats::start().await;
+        Self::start_on(Nats::start().await).await
+    }
+
+    /// One whose folders may be there already.
+    pub(crate) async fn start_on(nats: Nats) -> Self {
         let rt = nats.runtime("packager").await;
         let bench = Self { nats, rt, service: "ridge".parse().unwrap() };
         bench.run(bench.rt.clone());
@@ -43,7 +47,7 @@ impl Bench {
         self.rt.tasks.spawn(async move { packager::run(config, rt).await.unwrap() });
     }
 
-    fn workspace(&self) -> Workspace {
+    pub(crate) fn workspace(&self) -> Workspace {
         Workspace::default()
     }
 
@@ -52,7 +56,7 @@ impl Bench {
         async_nats::connect(self.nats.address()).await.unwrap()
     }
 
-    fn project(&self) -> String {
+    pub(crate) fn project(&self) -> String {
         let folder = self.nats.folder().join("ridge");
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("score.py"), "def init():\n    pass\n\ndef run(data):\n    return data\n").unwrap();
@@ -60,7 +64,7 @@ impl Bench {
         folder.display().to_string()
     }
 
-    async fn request(&self, source: Source, options: ProjectOptions) -> u64 {
+    pub(crate) async fn request(&self, source: Source, options: ProjectOptions) -> u64 {
         self.ask_for(DeploymentRequested { source, spec: None, options, sealed_keys: None, extra: Default::default() })
             .await
     }
@@ -95,7 +99,7 @@ impl Bench {
         serde_json::from_slice(&past.body).unwrap()
     }
 
-    async fn failed(&self, from: u64) -> DeploymentFailed {
+    pub(crate) async fn failed(&self, from: u64) -> DeploymentFailed {
         let past = self.outcome(from).await;
         assert_eq!(past.event_type, DeploymentFailed::TYPE, "{:?}", past.body);
         serde_json::from_slice(&past.body).unwrap()
@@ -109,7 +113,7 @@ impl Bench {
     }
 }
 
-fn digest(bytes: &[u8]) -> Digest {
+pub(crate) fn digest(bytes: &[u8]) -> Digest {
     Digest::from_sha256(Sha256::digest(bytes).into())
 }
 
@@ -243,7 +247,7 @@ async fn the_keys_of_a_project_are_read_by_the_deployer_alone() {
 }
 
 /// Runs git in a folder, as nobody in particular.
-fn git(folder: &Path, args: &[&str]) -> String {
+pub(crate) fn git(folder: &Path, args: &[&str]) -> String {
     let output = Command::new("git")
         .args(["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "init.defaultBranch=main"])
         .args(args)

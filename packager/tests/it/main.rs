@@ -3,5 +3,6 @@
 
 mod archive;
 mod component;
+mod full_disk;
 mod ignore;
 mod walk;
