@@ -61,6 +61,34 @@ pub struct ServiceUtilization {
     pub extra: Extra,
 }
 
+impl ServiceUtilization {
+    /// An idle second of one replica, as a router that has just begun would say it: something to start from.
+    pub fn idle(router: InstanceId) -> Self {
+        Self {
+            router,
+            sequence: 1,
+            at_ms: 0,
+            window_ms: 1_000,
+            generation: Generation(1),
+            revision: 1,
+            replicas: 1,
+            starting: 0,
+            concurrency: 1,
+            scaling: Scaling::default(),
+            busy: 0.0,
+            concurrent: 0.0,
+            queued: 0.0,
+            arrivals: 0,
+            completed: 0,
+            refused: BTreeMap::new(),
+            p50_ms: 0.0,
+            p99_ms: 0.0,
+            draining: BTreeMap::new(),
+            extra: Extra::new(),
+        }
+    }
+}
+
 impl Event for ServiceUtilization {
     const TYPE: &'static str = "service.utilization";
     const STORED: bool = false;

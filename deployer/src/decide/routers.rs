@@ -90,35 +90,13 @@ impl Routers {
 
 #[cfg(test)]
 mod tests {
-    use proto::spec::Scaling;
-
     use super::*;
 
     const MOST: Duration = Duration::from_secs(65);
 
     fn said(router: &str, sequence: u64, revision: u64, in_flight: Option<u32>) -> ServiceUtilization {
-        ServiceUtilization {
-            router: router.parse().unwrap(),
-            sequence,
-            at_ms: 0,
-            window_ms: 1000,
-            generation: proto::id::Generation(1),
-            revision,
-            replicas: 1,
-            starting: 0,
-            concurrency: 1,
-            scaling: Scaling::default(),
-            busy: 0.0,
-            concurrent: 0.0,
-            queued: 0.0,
-            arrivals: 0,
-            completed: 0,
-            refused: BTreeMap::new(),
-            p50_ms: 0.0,
-            p99_ms: 0.0,
-            draining: in_flight.map(|requests| (replica(), requests)).into_iter().collect(),
-            extra: proto::Extra::new(),
-        }
+        let draining = in_flight.map(|requests| (replica(), requests)).into_iter().collect();
+        ServiceUtilization { sequence, revision, draining, ..ServiceUtilization::idle(router.parse().unwrap()) }
     }
 
     fn replica() -> ReplicaId {

@@ -486,26 +486,13 @@ impl World {
             let Some(route) = &router.route else { continue };
             router.sequence += 1;
             said.push(ServiceUtilization {
-                router: router.id.clone(),
                 sequence: router.sequence,
-                at_ms: 0,
-                window_ms: 1000,
                 generation: route.generation,
                 revision: router.revision,
                 replicas: 0,
-                starting: 0,
-                concurrency: 1,
                 scaling: route.scaling.clone(),
-                busy: 0.0,
-                concurrent: 0.0,
-                queued: 0.0,
-                arrivals: 0,
-                completed: 0,
-                refused: BTreeMap::new(),
-                p50_ms: 0.0,
-                p99_ms: 0.0,
                 draining: router.in_flight.clone(),
-                extra: Extra::new(),
+                ..ServiceUtilization::idle(router.id.clone())
             });
         }
         for utilization in said {

@@ -1,6 +1,6 @@
 //! The loop on a real bus, over a place that runs nothing.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use deployer::{OnStop, fake::FakeBackend, keys::Keyring, service};
 use proto::{
@@ -150,28 +150,9 @@ impl Case {
 
     /// What a router says that has applied a revision and has these requests in hand.
     async fn utilization(&self, sequence: u64, revision: u64, draining: &[(&ReplicaId, u32)]) {
-        let event = ServiceUtilization {
-            router: "router-1".parse().unwrap(),
-            sequence,
-            at_ms: 0,
-            window_ms: 1000,
-            generation: Generation(1),
-            revision,
-            replicas: 1,
-            starting: 0,
-            concurrency: 1,
-            scaling: Scaling::default(),
-            busy: 0.0,
-            concurrent: 0.0,
-            queued: 0.0,
-            arrivals: 0,
-            completed: 0,
-            refused: BTreeMap::new(),
-            p50_ms: 0.0,
-            p99_ms: 0.0,
-            draining: draining.iter().map(|(replica, requests)| ((*replica).clone(), *requests)).collect(),
-            extra: Extra::new(),
-        };
+        let draining = draining.iter().map(|(replica, requests)| ((*replica).clone(), *requests)).collect();
+        let router = "router-1".parse().unwrap();
+        let event = ServiceUtilization { sequence, revision, draining, ..ServiceUtilization::idle(router) };
         self.user.bus.tell(&ws(), &service(), &event).await;
     }
 

@@ -88,16 +88,7 @@ async fn fifty_changes_of_replicas_under_load_lose_no_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_is_told_as_empty_when_its_last_request_is_finished_and_not_before() {
     let door = Arc::new(Semaphore::new(0));
-    let busy = {
-        let door = door.clone();
-        Replica::unix("busy", move |_| {
-            let door = door.clone();
-            async move {
-                door.acquire().await.unwrap().forget();
-                ok("finished")
-            }
-        })
-    };
+    let busy = Replica::behind(&door, "busy", "finished");
     let mut world = World::new(route(vec![busy.endpoint()]));
     let address = world.address();
     let last = Tasks::default().spawn(async move { ask(address, request("GET", SCORE, "")).await });

@@ -143,16 +143,7 @@ async fn replicas_that_cannot_be_reached_end_in_no_ready_replicas() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_takes_too_long_keeps_its_slot_until_it_is_done() {
     let door = Arc::new(Semaphore::new(0));
-    let replica = {
-        let door = door.clone();
-        Replica::unix("a", move |_| {
-            let door = door.clone();
-            async move {
-                door.acquire().await.unwrap().forget();
-                ok("late")
-            }
-        })
-    };
+    let replica = Replica::behind(&door, "a", "late");
     let mut listed = route(vec![replica.endpoint()]);
     listed.requests.scoring_timeout_ms = 30;
     let world = World::new(listed.clone());

@@ -140,16 +140,7 @@ async fn slow_heads_and_idle_connections_are_closed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_replica_outlasts_the_idle_limit() {
     let door = Arc::new(Semaphore::new(0));
-    let replica = {
-        let door = door.clone();
-        Replica::unix("a", move |_| {
-            let door = door.clone();
-            async move {
-                door.acquire().await.unwrap().forget();
-                ok("at last")
-            }
-        })
-    };
+    let replica = Replica::behind(&door, "a", "at last");
     let limit = Duration::from_millis(100);
     let limits = Limits { head_timeout: limit, idle_timeout: limit, stall_timeout: limit, ..Limits::default() };
     let world = World::with(route(vec![replica.endpoint()]), limits);

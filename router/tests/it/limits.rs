@@ -18,18 +18,6 @@ use crate::{
     world::{Kept, SCORE, SOON, World, ask, request, route, until},
 };
 
-/// A replica that lets requests through one by one, as the test opens its door.
-fn behind(door: &Arc<Semaphore>, id: &str) -> Replica {
-    let door = door.clone();
-    Replica::unix(id, move |_| {
-        let door = door.clone();
-        async move {
-            door.acquire().await.unwrap().forget();
-            ok("done")
-        }
-    })
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_replica_ever_has_more_requests_than_its_limit() {
     let work = |_| async {
@@ -88,7 +76,7 @@ async fn requests_are_served_in_the_order_in_which_they_came() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_refuses_at_once_and_says_so() {
     let door = Arc::new(Semaphore::new(0));
-    let replica = behind(&door, "a");
+    let replica = Replica::behind(&door, "a", "done");
     let world = World::with(route(vec![replica.endpoint()]), Limits { max_queued: 2, ..Limits::default() });
     let callers = Tasks::default();
     let address = world.address();
@@ -108,7 +96,7 @@ async fn a_full_queue_refuses_at_once_and_says_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wait_that_is_over_is_refused_as_v1_did() {
     let door = Arc::new(Semaphore::new(0));
-    let replica = behind(&door, "a");
+    let replica = Replica::behind(&door, "a", "done");
     let mut listed = route(vec![replica.endpoint()]);
     listed.requests = RequestLimits { max_queue_wait_ms: 50, ..listed.requests };
     let world = World::new(listed);
@@ -148,7 +136,7 @@ async fn a_service_without_replicas_refuses_at_once_and_one_whose_replicas_start
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_who_hangs_up_leaves_the_queue_at_once() {
     let door = Arc::new(Semaphore::new(0));
-    let replica = behind(&door, "a");
+    let replica = Replica::behind(&door, "a", "done");
     let world = World::new(route(vec![replica.endpoint()]));
     let address = world.address();
     let held = Tasks::default().spawn(async move { ask(address, request("GET", SCORE, "")).await });
@@ -172,7 +160,7 @@ async fn a_caller_who_hangs_up_leaves_the_queue_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_who_hangs_up_does_not_free_a_replica_that_is_still_working() {
     let door = Arc::new(Semaphore::new(0));
-    let replica = behind(&door, "a");
+    let replica = Replica::behind(&door, "a", "done");
     let world = World::new(route(vec![replica.endpoint()]));
     let address = world.address();
     let hung_up = Tasks::default().spawn(async move { ask(address, request("POST", SCORE, "{}")).await });
@@ -190,7 +178,7 @@ async fn a_caller_who_hangs_up_does_not_free_a_replica_that_is_still_working() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_least_loaded_replica_is_chosen_and_equals_take_turns() {
     let door = Arc::new(Semaphore::new(0));
-    let (slow, quick) = (behind(&door, "slow"), Replica::unix("quick", |_| async { ok("quick") }));
+    let (slow, quick) = (Replica::behind(&door, "slow", "done"), Replica::unix("quick", |_| async { ok("quick") }));
     let also_quick = Replica::unix("also-quick", |_| async { ok("quick") });
     let mut listed = route(vec![slow.endpoint()]);
     listed.requests.max_concurrent_per_replica = 4;

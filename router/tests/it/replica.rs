@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
+    sync::Semaphore,
     task::{JoinHandle, JoinSet},
 };
 
@@ -100,6 +101,18 @@ impl Replica {
             }
         });
         Self { id: id.to_owned(), address, seen, serving, folder: Some(folder) }
+    }
+
+    /// On a Unix socket, letting requests through one by one, as the test opens its door.
+    pub(crate) fn behind(door: &Arc<Semaphore>, id: &str, answer: &'static str) -> Self {
+        let door = door.clone();
+        Self::unix(id, move |_| {
+            let door = door.clone();
+            async move {
+                door.acquire().await.unwrap().forget();
+                ok(answer)
+            }
+        })
     }
 
     /// On a TCP port, keeping connections.

@@ -18,16 +18,7 @@ use crate::{
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_router_that_stops_finishes_what_is_in_hand_and_takes_nothing_new() {
     let door = Arc::new(Semaphore::new(0));
-    let replica = {
-        let door = door.clone();
-        Replica::unix("a", move |_| {
-            let door = door.clone();
-            async move {
-                door.acquire().await.unwrap().forget();
-                ok("finished")
-            }
-        })
-    };
+    let replica = Replica::behind(&door, "a", "finished");
     let world = World::new(route(vec![replica.endpoint()]));
     let address = world.address();
     let in_hand = Tasks::default().spawn(async move {

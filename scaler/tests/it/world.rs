@@ -25,28 +25,8 @@ pub(crate) fn router(name: &str) -> InstanceId {
 
 /// An idle service of one replica, as one router sees it in its first second.
 pub(crate) fn idle(name: &str) -> ServiceUtilization {
-    ServiceUtilization {
-        router: router(name),
-        sequence: 1,
-        at_ms: 1_000_000,
-        window_ms: 1_000,
-        generation: Generation(7),
-        revision: 1,
-        replicas: 1,
-        starting: 0,
-        concurrency: 1,
-        scaling: auto(1, 10),
-        busy: 0.0,
-        concurrent: 0.0,
-        queued: 0.0,
-        arrivals: 0,
-        completed: 0,
-        refused: BTreeMap::new(),
-        p50_ms: 0.0,
-        p99_ms: 0.0,
-        draining: BTreeMap::new(),
-        extra: proto::Extra::new(),
-    }
+    let (at_ms, generation) = (1_000_000, Generation(7));
+    ServiceUtilization { at_ms, generation, scaling: auto(1, 10), ..ServiceUtilization::idle(router(name)) }
 }
 
 /// A request for replicas, the second it was made in, and its id.
