@@ -10,10 +10,8 @@ use proto::{
     Extra,
     builder::{Image, ImageResolved, Lookup},
     deployer::{Announcement, DeploymentFailed, KeyRing, Route, ServiceRecord, StartParts},
-    failure::{Failure, Stage},
     id::{Digest, EnvironmentHash, Generation, InstanceId, ReplicaId, ServiceName, Workspace},
     packager::{Archive, SealedKeys},
-    router::ServiceUtilization,
     scaler::ScaleRequested,
     spec::{Scaling, ServiceSpec},
 };
@@ -21,6 +19,9 @@ use tokio::time::Instant;
 
 use super::{Action, Input, KeyOffer, Resolved, Service, Token, When};
 use crate::backend::{Ended, Exit, Observed, Order, Report, Status};
+
+mod asks;
+mod routers;
 
 /// How the replicas of a generation behave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,56 +201,6 @@ impl World {
         // Nothing new, nothing to do.
         let again = self.service.on(self.now, Input::Tick);
         assert_eq!(again, [], "after {told}");
-    }
-
-    pub(super) fn next_sequence(&mut self) -> u64 {
-        self.sequence += 1;
-        self.sequence
-    }
-
-    pub(super) fn publish(&mut self, event: Event) {
-        self.messages.push(Message { event, attempts: 0, settled: false });
-    }
-
-    pub(super) fn deploy(&mut self, kind: Kind, scaling: Scaling) -> u64 {
-        let generation = self.next_sequence();
-        self.publish(Event::Resolved(Box::new(resolved(generation, kind, scaling))));
-        generation
-    }
-
-    pub(super) fn fail_build(&mut self) -> u64 {
-        let generation = self.next_sequence();
-        let failure = Failure::project(Stage::Building, "no such package", "name another");
-        let event = DeploymentFailed {
-            generation: Generation(generation),
-            failure,
-            serving: None,
-            warnings: Vec::new(),
-            extra: Extra::new(),
-        };
-        self.publish(Event::Failed(event));
-        generation
-    }
-
-    pub(super) fn scale(&mut self, replicas: u32, generation: Option<u64>) {
-        self.scaled = true;
-        let sequence = self.next_sequence();
-        let event = ScaleRequested {
-            by: "test".into(),
-            generation: generation.map(Generation),
-            replicas: Some(replicas),
-            scaling: None,
-            reason: String::new(),
-            inputs: None,
-            extra: Extra::new(),
-        };
-        self.publish(Event::Scale(event, sequence));
-    }
-
-    pub(super) fn delete(&mut self) -> u64 {
-        let generation = self.next_sequence();
-        self.publish(Event::Delete(Generation(generation)));
-        generation
     }
 
     /// Delivers one message, `again` even if it has been settled.
@@ -435,69 +386,6 @@ impl World {
             router.in_flight.remove(&id);
         }
         self.tell(&id);
-    }
-
-    /// A router sees the route as it is now.
-    pub(super) fn apply_route(&mut self, pick: usize) {
-        if self.routers.is_empty() {
-            return;
-        }
-        let index = pick % self.routers.len();
-        self.routers[index].route = self.route.as_ref().map(|(route, _)| route.clone());
-        self.routers[index].revision = self.route_revision;
-    }
-
-    /// A router sends a request to a replica, by the route it has.
-    pub(super) fn request(&mut self, pick: usize) {
-        if self.routers.is_empty() {
-            return;
-        }
-        let index = pick % self.routers.len();
-        let router = &mut self.routers[index];
-        let endpoints: Vec<_> =
-            router.route.iter().flat_map(|route| &route.replicas).filter(|endpoint| !endpoint.draining).collect();
-        if endpoints.is_empty() {
-            return;
-        }
-        let id = endpoints[pick / 7 % endpoints.len()].replica.clone();
-        match self.replicas.get(&id) {
-            Some(SimReplica { status: Status::Ready, .. }) => *router.in_flight.entry(id).or_default() += 1,
-            // A connection that is refused is tried elsewhere; a replica that was stopped while routed is a request lost.
-            Some(_) => {}
-            None if self.crashed => {}
-            None => self.lost += 1,
-        }
-    }
-
-    pub(super) fn complete(&mut self, pick: usize) {
-        if self.routers.is_empty() {
-            return;
-        }
-        let index = pick % self.routers.len();
-        let router = &mut self.routers[index];
-        if let Some(id) = router.in_flight.keys().nth(pick / 7 % router.in_flight.len().max(1)).cloned() {
-            router.in_flight.remove(&id);
-        }
-    }
-
-    fn report(&mut self) {
-        let mut said = Vec::new();
-        for router in &mut self.routers {
-            let Some(route) = &router.route else { continue };
-            router.sequence += 1;
-            said.push(ServiceUtilization {
-                sequence: router.sequence,
-                generation: route.generation,
-                revision: router.revision,
-                replicas: 0,
-                scaling: route.scaling.clone(),
-                draining: router.in_flight.clone(),
-                ..ServiceUtilization::idle(router.id.clone())
-            });
-        }
-        for utilization in said {
-            self.feed(Input::Utilization(Box::new(utilization)));
-        }
     }
 
     /// Half a second goes by; routers report.
