@@ -4,6 +4,7 @@
 
 use std::{fs::File, net::SocketAddr, path::PathBuf, time::Duration};
 
+use packager::walk::Limits;
 use proto::{cli::Context, id::Workspace};
 use runtime::{
     Runtime, admin,
@@ -41,6 +42,8 @@ pub struct Options {
     pub uv: Option<PathBuf>,
     /// How long a lower need must hold before replicas go.
     pub scale_down_delay: Duration,
+    /// How much a project may hold.
+    pub project_limits: Limits,
 }
 
 impl Options {
@@ -54,6 +57,7 @@ impl Options {
             nats_server: None,
             uv: None,
             scale_down_delay: Duration::from_secs(60),
+            project_limits: Limits::PROJECT,
         }
     }
 
@@ -151,7 +155,8 @@ impl Up {
         let mut ready = Vec::new();
 
         let rt = self.runtime("packager", options, logins).await?;
-        self.spawn(&mut ready, &rt, packager::run(packager::Config::default(), rt.clone()));
+        let config = packager::Config { limits: options.project_limits, ..packager::Config::default() };
+        self.spawn(&mut ready, &rt, packager::run(config, rt.clone()));
 
         let rt = self.runtime("builder", options, logins).await?;
         let config = builder::Config { environments: home.join("environments"), uv, ..builder::Config::default() };

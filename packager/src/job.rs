@@ -26,7 +26,7 @@ use crate::{
     registry::Registry,
     seal,
     source::{Checkout, Means, checkout, fetch_archive},
-    trouble::{io, packed, walked},
+    trouble::{TOO_BIG, io, packed, walked},
     upload::{Contents, contents},
     walk::{Limits, Links, Walk},
     work::Work,
@@ -135,8 +135,7 @@ impl Job<'_> {
         let limit = self.parts.limits.bytes;
         if bytes > limit {
             let cause = format!("{bytes} bytes are more than the limit of {limit}");
-            let remedy = "leave files out with .amlignore, or raise --max-project-size of the packager";
-            return Err(wrong(cause, remedy).into());
+            return Err(wrong(cause, TOO_BIG).into());
         }
         if !has_script {
             let cause = format!("{} is not in what was sent", spec.entry_script);

@@ -35,7 +35,7 @@ pub use config::{Args, Config, Error as ConfigError};
 pub use job::root_entry;
 pub use service::run;
 pub use source::check_git;
-pub use trouble::not_packed;
+pub use trouble::{not_packed, walked};
 
 /// Why the packager had to stop.
 #[derive(Debug, thiserror::Error)]

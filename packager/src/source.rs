@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 pub use self::git::check as check_git;
 use crate::{
-    trouble::{Error, Full, io},
+    trouble::{Error, Full, TOO_BIG, io},
     walk::Links,
 };
 
@@ -92,8 +92,7 @@ async fn from_upload(digest: &Digest, service: &ServiceName, means: &Means<'_>) 
         Err(archive::Error::Full(_)) => Err(Full::around(means.work).into()),
         Err(error @ archive::Error::File { .. }) => Err(Error::Transient(error.to_string())),
         Err(error @ archive::Error::TooLarge { .. }) => {
-            let remedy = "leave files out with .amlignore, or raise --max-project-size of the packager";
-            Err(Failure::project(Stage::Packaging, error.to_string(), remedy).into())
+            Err(Failure::project(Stage::Packaging, error.to_string(), TOO_BIG).into())
         }
         Err(error) => Err(Failure::project(Stage::Packaging, error.to_string(), "send a zip of plain files").into()),
     }

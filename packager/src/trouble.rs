@@ -55,12 +55,15 @@ impl From<store::Error> for Error {
     }
 }
 
+/// What to do about a project with more bytes than it may have. Who sends it and who packages it each have their limit.
+pub(crate) const TOO_BIG: &str = "leave files out with .amlignore, register large ones as models, or raise --max-project-size \
+     (KAAI_MAX_PROJECT_SIZE) of both `kaai deploy` and `kaai up`, or of the packager";
+
 /// What keeps a folder from being sent, with what to do about it.
-pub(crate) fn walked(error: walk::Error) -> Failure {
+pub fn walked(error: walk::Error) -> Failure {
     let remedy = match &error {
-        walk::Error::TooBig { .. } | walk::Error::TooMany { .. } => {
-            "leave files out with .amlignore, register large ones as models, or raise --max-project-size"
-        }
+        walk::Error::TooBig { .. } => TOO_BIG,
+        walk::Error::TooMany { .. } => "leave files out with .amlignore, or register folders of them as models",
         walk::Error::Unreadable(_) => "see that you may read them, or leave them out with .amlignore",
         walk::Error::NotUtf8(_) | walk::Error::Backslash(_) => "rename it, or leave it out with .amlignore",
         walk::Error::Link { .. } => "put the file itself in its place, or leave the link out with .amlignore",

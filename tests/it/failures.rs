@@ -106,6 +106,26 @@ fn a_password_in_an_address_is_refused_before_anything_is_said_and_not_repeated(
 }
 
 #[test]
+fn a_project_that_is_too_big_may_be_let_through_as_the_message_says() {
+    let mut kaai = Kaai::start();
+    assert_eq!(kaai.interrupt(), 0);
+    kaai.resume(&["--max-project-size", "1"]);
+    let project = Project::echo("too-big", "x");
+    // It takes no space, and whoever counts bytes counts them all.
+    std::fs::File::create(project.path().join("big.bin")).unwrap().set_len(301 << 20).unwrap();
+    let folder = project.folder();
+    let error = fails(&kaai, &project, "reading", &["314572800"]);
+    assert!(error["failure"]["remedy"].as_str().unwrap().contains("KAAI_MAX_PROJECT_SIZE"), "{error:#}");
+    assert!(kaai.run(&["events", "--service", "too-big", "--output", "json"]).good().stdout.is_empty());
+    let by_flag = kaai.run(&["deploy", &folder, "--max-project-size", "302"]);
+    let by_variable = Ran::new(kaai.command(&["deploy", &folder]).env("KAAI_MAX_PROJECT_SIZE", "302"));
+    for ran in [by_flag, by_variable] {
+        assert!(ran.code == 1 && ran.stderr.contains("1048576"), "the packager's own limit is met next: {ran:#?}");
+    }
+    kaai.run(&["env", "show", &folder]).good();
+}
+
+#[test]
 fn a_full_disk_of_this_machine_is_named_and_no_fault_of_the_project() {
     let Some(small) = SmallDisk::mount("a_full_disk_of_this_machine_is_named_and_no_fault_of_the_project") else {
         return;

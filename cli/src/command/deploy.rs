@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use packager::project;
+use packager::{
+    project,
+    walk::{Limits, Links},
+};
 use proto::{
     id::ServiceName,
     packager::{DeploymentRequested, GitSource, ProjectOptions, Source},
@@ -32,6 +35,8 @@ pub struct Args {
     name: Option<ServiceName>,
     #[command(flatten)]
     project: ProjectArgs,
+    #[command(flatten)]
+    size: SizeArgs,
     /// A git repository in place of a folder, as `git clone` takes it
     #[arg(long, requires_all = ["revision", "name"])]
     git: Option<String>,
@@ -47,6 +52,21 @@ pub struct Args {
     /// Seconds to wait until it serves
     #[arg(long, default_value_t = 1800)]
     timeout: u64,
+}
+
+/// How much a project may hold.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct SizeArgs {
+    /// The most bytes of a project's files together, in MiB (v1's limit is 300); the packager has the same setting
+    #[arg(long, env = "KAAI_MAX_PROJECT_SIZE", default_value_t = 300, value_name = "MIB")]
+    max_project_size: u64,
+}
+
+impl SizeArgs {
+    /// The same as the packager has it.
+    pub fn limits(self) -> Limits {
+        Limits { bytes: self.max_project_size.saturating_mul(1 << 20), ..Limits::PROJECT }
+    }
 }
 
 /// What describes a project, beside or in place of its own files.
@@ -107,7 +127,7 @@ pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
                 Some(name) => name.clone(),
                 None => project::default_name(&folder)?,
             };
-            let project = project::read(&folder, &options, &service)?;
+            let project = project::read_within(&folder, &options, &service, args.size.limits(), Links::Anywhere)?;
             connection = reach.connect().await?;
             let request = match connection.context.shared_files {
                 true => plain_request(Source::Folder(folder.display().to_string()), options),

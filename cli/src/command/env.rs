@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use builder::identity;
 use clap::Subcommand;
-use packager::project;
+use packager::{
+    project,
+    walk::{Limits, Links},
+};
 use proto::{
     id::{EnvironmentHash, ServiceName},
     query::GetBuildLog,
@@ -105,7 +108,9 @@ fn read(folder: &Path, project: &ProjectArgs) -> Result<EnvironmentSpec> {
     let service = project::default_name(&folder)
         .or_else(|_| "environment".parse())
         .map_err(|error| Ending::platform(error.to_string(), ""))?;
-    Ok(project::read(&folder, &project.options(), &service)?.spec.environment)
+    // Nothing is sent, so nothing is too much.
+    let (options, limits) = (project.options(), Limits { bytes: u64::MAX, ..Limits::PROJECT });
+    Ok(project::read_within(&folder, &options, &service, limits, Links::Anywhere)?.spec.environment)
 }
 
 fn hash_of(spec: &EnvironmentSpec) -> Result<EnvironmentHash> {

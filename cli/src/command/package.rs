@@ -2,14 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use packager::{
-    archive,
-    walk::{Limits, Walk},
-};
+use packager::{archive, walk::Walk};
 use serde_json::json;
 use tokio::time::Instant;
 
 use crate::{
+    command::deploy::SizeArgs,
     ending::{Ending, Result},
     output::{self, Format, Stages},
 };
@@ -28,19 +26,17 @@ pub struct Args {
     /// Only list what would be in it
     #[arg(long, short, conflicts_with = "zip")]
     list: bool,
-    /// The most bytes of files together, in MiB
-    #[arg(long, default_value_t = 300, value_name = "MIB")]
-    max_project_size: u64,
+    #[command(flatten)]
+    size: SizeArgs,
 }
 
 /// Walks, and writes unless it should only list.
 pub async fn run(args: Args, format: Format) -> Result {
-    let limits = Limits { bytes: args.max_project_size.saturating_mul(1 << 20), ..Limits::PROJECT };
-    let folder = args.folder.clone();
+    let (folder, limits) = (args.folder.clone(), args.size.limits());
     let walk = tokio::task::spawn_blocking(move || Walk::project(&folder, limits))
         .await
         .map_err(|error| Ending::platform(error.to_string(), "this is a defect of kaai; please report it"))?
-        .map_err(|error| Ending::mend(error.to_string(), "mend it, or leave it out with a line in .amlignore"))?;
+        .map_err(packager::walked)?;
     if args.list {
         list(&walk, format);
         return Ok(());

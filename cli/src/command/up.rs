@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use packager::walk::{Limits, Links};
 use proto::packager::{ProjectOptions, Source};
 use serde_json::json;
 use tokio::time::Instant;
@@ -36,6 +37,8 @@ pub struct Args {
     /// Seconds that a lower need must hold before replicas go
     #[arg(long, default_value_t = 60, env = "KAAI_SCALE_DOWN_DELAY")]
     scale_down_delay: u64,
+    #[command(flatten)]
+    size: deploy::SizeArgs,
     /// Deploy this folder once all is up, and ask it what its sample-request.json says
     #[arg(long, value_name = "FOLDER")]
     deploy: Option<PathBuf>,
@@ -62,6 +65,7 @@ pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
         nats_server: args.nats_server.clone(),
         uv: args.uv.clone(),
         scale_down_delay: Duration::from_secs(args.scale_down_delay),
+        project_limits: args.size.limits(),
     };
     logs(&home, &args.log)?;
     let Some(mut up) = Up::start(options, &shutdown).await? else { return Ok(()) };
@@ -126,7 +130,7 @@ async fn live(args: &Args, reach: &Reach, home: &Home, format: Format) -> Result
         }
         return std::future::pending().await;
     };
-    let deployed = demonstrate(folder, reach, home, format).await;
+    let deployed = demonstrate(folder, args.size.limits(), reach, home, format).await;
     match (args.exit, deployed) {
         (true, ended) => ended,
         (false, Ok(())) => std::future::pending().await,
@@ -138,7 +142,7 @@ async fn live(args: &Args, reach: &Reach, home: &Home, format: Format) -> Result
     }
 }
 
-async fn demonstrate(folder: &std::path::Path, reach: &Reach, home: &Home, format: Format) -> Result {
+async fn demonstrate(folder: &std::path::Path, limits: Limits, reach: &Reach, home: &Home, format: Format) -> Result {
     let shown = folder.display();
     let folder = std::fs::canonicalize(folder)
         .map_err(|error| Ending::mend(format!("{shown} cannot be read: {error}"), "give the folder of a project"))?;
@@ -149,7 +153,7 @@ async fn demonstrate(folder: &std::path::Path, reach: &Reach, home: &Home, forma
         output::aside(&format!("\ndeploying {shown}"));
     }
     let options = ProjectOptions::default();
-    packager::project::read(&folder, &options, &service)?;
+    packager::project::read_within(&folder, &options, &service, limits, Links::Anywhere)?;
     let request = deploy::plain_request(Source::Folder(folder.display().to_string()), options);
     let limit = Duration::from_secs(1800);
     let deployed = deploy::deploy(&connection, &service, &request, format, limit).await?;
