@@ -1,12 +1,14 @@
 //! Anything that can publish to NATS can deploy, and what cannot be read is kept with its reason.
 
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
+
 use serde_json::{Value, json};
-use tests::{Kaai, PATIENCE, Ran, http::Ask, project::Project};
+use tests::{Kaai, PATIENCE, Ran, http::Ask, project::Project, root};
 
 use crate::shared;
 
 async fn publish(kaai: &Kaai, subject: &str, body: &str) {
-    let password = std::fs::read_to_string(kaai.home().join("nats/passwords/cli")).unwrap();
+    let password = fs::read_to_string(kaai.home().join("nats/passwords/cli")).unwrap();
     let options = async_nats::ConnectOptions::new()
         .user_and_password("cli".to_owned(), password)
         .custom_inbox_prefix("_INBOX_cli");
@@ -24,16 +26,36 @@ async fn ends(kaai: &Kaai, service: &str) -> Value {
     .await
 }
 
+/// A program in a folder that only tells with what it was called.
+fn stub(folder: &Path, name: &str, script: &str) {
+    let path = folder.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
 #[tokio::test]
-async fn one_body_written_by_hand_deploys_a_folder() {
+async fn what_the_readme_publishes_by_hand_deploys_a_folder() {
     let kaai = shared();
-    let project = Project::echo("by-hand", "one");
-    let body = json!({ "source": { "folder": project.folder() } }).to_string();
-    publish(kaai, "kaai.v1.default.deployment.requested.by-hand", &body).await;
-    let end = ends(kaai, "by-hand").await;
+    let stubs = tempfile::tempdir().unwrap();
+    stub(stubs.path(), "nats", "printf '%s\\n' \"$NATS_PASSWORD\" \"$@\"");
+    stub(stubs.path(), "kaai", "");
+    let block = tests::readme::block_with(" pub kaai.v1.");
+    let path = format!("{}:/usr/bin:/bin", stubs.path().display());
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &block]).current_dir(root()).env("PATH", path).env("KAAI_HOME", kaai.home());
+    let said = Ran::new(&mut shell).good().stdout;
+    let words: Vec<_> = said.lines().collect();
+    let [password, "--server", "nats://127.0.0.1:4222", "--user", "cli", "pub", subject, body] = words[..] else {
+        panic!("{words:#?}")
+    };
+    assert_eq!(password, fs::read_to_string(kaai.home().join("nats/passwords/cli")).unwrap());
+    publish(kaai, subject, body).await;
+    let service = subject.rsplit('.').next().unwrap();
+    let end = ends(kaai, service).await;
     assert_eq!(end["type"], "deployment.ready", "{end}");
-    let answer = Ask::post(kaai.url("by-hand", "score"), "{}").send().await;
-    assert_eq!(answer.json()["version"], "one");
+    let sample = fs::read(root().join("examples/ridge-diabetes/sample-request.json")).unwrap();
+    let answer = Ask::post(kaai.url(service, "score"), sample).key(&kaai.key(service)).send().await;
+    assert_eq!(answer.status, 200, "{answer:?}");
 }
 
 #[tokio::test]
@@ -73,7 +95,7 @@ async fn a_git_revision_deploys() {
         &["add", "."],
         &["-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", "one"],
     ] {
-        assert!(std::process::Command::new("git").args(args).current_dir(project.path()).status().unwrap().success());
+        assert!(Command::new("git").args(args).current_dir(project.path()).status().unwrap().success());
     }
     let address = format!("file://{}", project.folder());
     kaai.run(&["deploy", "--git", &address, "--revision", "main", "--name", "from-git"]).good();

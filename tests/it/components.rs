@@ -1,4 +1,5 @@
-//! Five operating-system processes against one nats-server: each works alone, and each may be killed in the middle of its work.
+//! Five operating-system processes against one nats-server, started as the README says: each works alone, and each may be killed in the
+//! middle of its work.
 
 use std::{
     fs::{self, File},
@@ -9,7 +10,7 @@ use std::{
 
 use runtime::testing::{Nats, free_port, until};
 use serde_json::{Value, json};
-use tests::{PATIENCE, Ran, binary, http::Ask, processes_with, project::Project, root, signal};
+use tests::{PATIENCE, Ran, binary, http::Ask, processes_with, project::Project, readme::started_alone, signal};
 
 const COMPONENTS: [&str; 5] = ["packager", "builder", "deployer", "router", "scaler"];
 
@@ -54,21 +55,13 @@ impl Fleet {
 
     fn resume(&mut self, name: &'static str) {
         let index = self.components.iter().position(|component| component.name == name).unwrap();
-        let mut command = Command::new(binary(&format!("kaai-{name}")));
-        command.args(["--bus", &self.nats.address(), "--admin-address"]);
-        command.arg(format!("127.0.0.1:{}", self.components[index].admin)).arg("--store").arg(self.folder("store"));
-        match name {
-            "builder" => {
-                command.arg("--environments").arg(self.folder("environments"));
-                command.arg("--uv").arg(runtime::testing::program("uv").unwrap());
-            }
-            "deployer" => {
-                command.arg("--state").arg(self.folder("deployer"));
-            }
-            "router" => {
-                command.arg("--address").arg(format!("127.0.0.1:{}", self.router));
-            }
-            _ => {}
+        let folder = self.nats.folder().display().to_string();
+        let words = started_alone(&format!("kaai-{name}"), &folder, &format!("127.0.0.1:{}", self.router));
+        let mut command = Command::new(binary(&words[0]));
+        command.args(&words[1..]).args(["--bus", &self.nats.address(), "--admin-address"]);
+        command.arg(format!("127.0.0.1:{}", self.components[index].admin));
+        if name == "builder" {
+            command.arg("--uv").arg(runtime::testing::program("uv").unwrap());
         }
         let log = File::options().create(true).append(true).open(self.folder(&format!("{name}.log"))).unwrap();
         self.components[index].child =
@@ -190,18 +183,6 @@ async fn each_component_has_help_health_metrics_json_logs_and_ends_when_asked() 
         let log = fs::read_to_string(fleet.folder(&format!("{name}.log"))).unwrap();
         for line in log.lines() {
             assert!(serde_json::from_str::<Value>(line).is_ok_and(|line| line["level"].is_string()), "{name}: {line}");
-        }
-    }
-}
-
-#[test]
-fn the_readme_says_how_each_component_is_started_alone() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    for name in COMPONENTS {
-        let line = readme.lines().find(|line| line.starts_with(&format!("kaai-{name}"))).unwrap();
-        let help = Ran::new(Command::new(binary(&format!("kaai-{name}"))).arg("--help")).good().stdout;
-        for flag in line.split_whitespace().filter(|word| word.starts_with("--")) {
-            assert!(help.contains(flag), "{name} has no {flag}");
         }
     }
 }

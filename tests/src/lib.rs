@@ -3,6 +3,7 @@
 
 pub mod http;
 pub mod project;
+pub mod readme;
 pub mod small_disk;
 
 use std::{
