@@ -2,6 +2,7 @@
 
 use std::{
     io::{IsTerminal, Write},
+    path::Path,
     time::Duration,
 };
 
@@ -40,6 +41,26 @@ pub fn raw(bytes: &[u8]) {
 /// Says something that is not the result.
 pub fn aside(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// How a person calls this program: `kaai` where PATH has one, else by its path, so that a command that is shown works when it is copied.
+#[expect(clippy::disallowed_methods, reason = "PATH is where a shell looks for programs")]
+pub fn program() -> String {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let known = std::env::split_paths(&path).any(|folder| folder.join("kaai").is_file());
+    match std::env::current_exe() {
+        Ok(own) if !known => quoted(&own),
+        _ => "kaai".to_owned(),
+    }
+}
+
+/// A path as one word of a shell.
+pub fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    match text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:@".contains(c)) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
 }
 
 /// Writes rows under a heading, each column as wide as it must be.

@@ -1,6 +1,7 @@
 //! The life of `kaai up`: it starts, refuses a twin, ends without a trace, and finds its services again after any end.
 
 use std::{
+    io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -114,6 +115,32 @@ async fn ctrl_c_at_any_moment_of_the_start_leaves_no_process() {
         let ended = kaai.wait().unwrap();
         let left = processes_with(&home.path().display().to_string());
         assert!(ended.code() == Some(0) && left.is_empty(), "after {sign}: {ended}, {left:#?}");
+    }
+}
+
+#[test]
+fn the_next_command_that_is_shown_can_be_typed() {
+    let stubs = tempfile::tempdir().unwrap();
+    std::fs::write(stubs.path().join("kaai"), "").unwrap();
+    let tools = tests::root().join(".tools/bin").display().to_string();
+    let own = binary("kaai").canonicalize().unwrap().display().to_string();
+    let path = std::env::var_os("PATH").unwrap();
+    // Whatever this machine has installed is left out.
+    let without = std::env::split_paths(&path).filter(|folder| !folder.join("kaai").exists());
+    let without = std::env::join_paths(without.chain([tools.into()])).unwrap().into_string().unwrap();
+    for (path, program) in [(without.clone(), own.as_str()), (format!("{without}:{}", stubs.path().display()), "kaai")]
+    {
+        let home = tempfile::tempdir().unwrap();
+        let mut command = crate::shared().command(&["up", "--bus-port", "0", "--router-address", "127.0.0.1:0"]);
+        let command = command.env("KAAI_HOME", home.path()).env("PATH", path).stderr(Stdio::piped());
+        let mut kaai = command.spawn().unwrap();
+        let lines = BufReader::new(kaai.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let next = lines.take_while(|line| !line.starts_with("stopping")).find(|line| line.starts_with("next"));
+        signal("INT", kaai.id());
+        kaai.wait().unwrap();
+        let next = next.unwrap();
+        let shown = format!("KAAI_HOME={} {program} deploy FOLDER", home.path().display());
+        assert!(next.ends_with(&shown), "{next} does not end with {shown}");
     }
 }
 

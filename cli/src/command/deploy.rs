@@ -195,12 +195,13 @@ async fn hint(connection: &Connection, deployed: &Deployed) {
         Ok(Some(entry)) => entry.value.active.is_some_and(|release| release.spec.auth == Auth::None),
         _ => return,
     };
+    let kaai = output::program();
     let key = match open {
         true => String::new(),
-        false => format!(" -H \"Authorization: Bearer $(kaai keys show {} --only primary)\"", deployed.service),
+        false => format!(" -H \"Authorization: Bearer $({kaai} keys show {} --only primary)\"", deployed.service),
     };
     output::aside(&format!(
-        "\nask it   kaai invoke {} --data '…'\n         curl{key} -H 'Content-Type: application/json' -d '…' {}",
+        "\nask it   {kaai} invoke {} --data '…'\n         curl{key} -H 'Content-Type: application/json' -d '…' {}",
         deployed.service, deployed.scoring_uri
     ));
 }

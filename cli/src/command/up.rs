@@ -124,8 +124,8 @@ async fn live(args: &Args, reach: &Reach, home: &Home, format: Format) -> Result
     let Some(folder) = &args.deploy else {
         if format == Format::Text {
             output::aside(&format!(
-                "\nnext   deploy a project                   {}kaai deploy FOLDER",
-                prefix(reach, home)
+                "\nnext   deploy a project                   {} deploy FOLDER",
+                called(reach, home)
             ));
         }
         return std::future::pending().await;
@@ -179,20 +179,21 @@ async fn demonstrate(folder: &std::path::Path, limits: Limits, reach: &Reach, ho
             let asks = String::from_utf8_lossy(&sample);
             output::aside(&format!("\nasking it    {}", shorten(&asks, 60)));
             output::aside(&format!("it says      {:60} {}", shorten(&says, 60), seconds(took)));
-            let kaai = prefix(reach, home);
-            output::aside(&format!("\nnext   change a line of score.py and run    {kaai}kaai deploy {shown}"));
-            output::aside(&format!("       watch every event                    {kaai}kaai events --follow"));
-            output::aside(&format!("       see everything at once               {kaai}kaai status"));
+            let kaai = called(reach, home);
+            output::aside(&format!("\nnext   change a line of score.py and run    {kaai} deploy {shown}"));
+            output::aside(&format!("       watch every event                    {kaai} events --follow"));
+            output::aside(&format!("       see everything at once               {kaai} status"));
         }
     }
     Ok(())
 }
 
-/// What must stand before `kaai` so that the user's next command reaches this one.
-fn prefix(reach: &Reach, home: &Home) -> String {
+/// How the user's next command begins, so that it is found and reaches this kaai.
+fn called(reach: &Reach, home: &Home) -> String {
+    let program = output::program();
     match reach.home {
-        Some(_) => format!("KAAI_HOME={} ", home.path().display()),
-        None => String::new(),
+        Some(_) => format!("KAAI_HOME={} {program}", output::quoted(home.path())),
+        None => program,
     }
 }
 
