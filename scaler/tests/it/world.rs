@@ -52,6 +52,8 @@ pub(crate) struct World {
     /// Seconds that a replica takes to start; `None` when the place has no room.
     pub(crate) start: Option<u64>,
     starting: Vec<u64>,
+    /// Parts of requests that no router has counted yet: arrived, completed, refused.
+    uncounted: [f64; 3],
     pub(crate) asks: Vec<Ask>,
     pub(crate) reports: Vec<Action>,
 }
@@ -70,6 +72,7 @@ impl World {
             load: (0.0, 0.1),
             start: Some(2),
             starting: Vec::new(),
+            uncounted: [0.0; 3],
             asks: Vec::new(),
             reports: Vec::new(),
         }
@@ -114,16 +117,24 @@ impl World {
         }
     }
 
-    /// What the routers that speak say of this second.
-    fn said(&self) -> Vec<ServiceUtilization> {
+    /// What the routers that speak say of this second. Requests are counted whole, and over many seconds none too few or too many.
+    fn said(&mut self) -> Vec<ServiceUtilization> {
         let (rate, time) = self.load;
         let room = f64::from(self.service.replicas * self.service.concurrency);
         let concurrent = (rate * time).min(room);
         let completed = if time > 0.0 { concurrent / time } else { rate };
         let refused = (rate - completed).max(0.0);
-        let share = |value: f64| value / self.routers.len() as f64;
+        let routers = self.routers.len() as f64;
+        let share = |value: f64| value / routers;
+        for (uncounted, new) in self.uncounted.iter_mut().zip([rate, completed, refused]) {
+            *uncounted = uncounted.fract() + new;
+        }
+        let [arrived, answered, turned_away] = self.uncounted.map(|count| count as u64);
         let mut events = Vec::new();
-        for (name, _) in self.routers.iter().filter(|(_, speaks)| *speaks) {
+        for (index, (name, _)) in self.routers.iter().enumerate().filter(|(_, (_, speaks))| *speaks) {
+            // What does not divide goes to another router each second.
+            let place = (index as u64 + self.second) % self.routers.len() as u64;
+            let of = |count: u64| (count + place) / self.routers.len() as u64;
             events.push(ServiceUtilization {
                 router: router(name),
                 sequence: self.second,
@@ -132,9 +143,9 @@ impl World {
                 busy: share(concurrent.min(f64::from(self.service.replicas))),
                 concurrent: share(concurrent),
                 queued: share(refused * 0.5),
-                arrivals: share(rate).round() as u64,
-                completed: share(completed).round() as u64,
-                refused: BTreeMap::from([("queue".to_owned(), share(refused).round() as u64)]),
+                arrivals: of(arrived),
+                completed: of(answered),
+                refused: BTreeMap::from([("queue".to_owned(), of(turned_away))]),
                 ..self.service.clone()
             });
         }
