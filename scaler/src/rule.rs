@@ -17,6 +17,10 @@ use proto::spec::Scaling;
 
 use crate::aggregate::{Facts, Load};
 
+/// Fewer replicas have to serve this much more than the highest demand: it is not measured to the percent, and one that was asked for
+/// because of noise must not go because of it.
+const SLACK: f64 = 0.02;
+
 /// How many requests at a time a service has to serve, and how that was found.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Demand {
@@ -32,7 +36,7 @@ enum Basis {
     /// Requests in replicas, waiting, and refused.
     Count { concurrent: f64, waiting: f64, refused: f64 },
     /// The highest demand of a time.
-    Highest(Duration),
+    Highest { requests: f64, time: Duration },
     /// The lowest demand of a time.
     Lowest(Duration),
 }
@@ -59,9 +63,9 @@ impl Demand {
         }
     }
 
-    /// The highest demand of the last `time`.
+    /// The highest demand of the last `time`, and 2 % more: what fewer replicas have to serve.
     pub fn highest(requests: f64, time: Duration) -> Self {
-        Self { requests, basis: Basis::Highest(time) }
+        Self { requests: requests * (1.0 + SLACK), basis: Basis::Highest { requests, time } }
     }
 
     /// The lowest demand of the last `time`.
@@ -116,7 +120,10 @@ impl fmt::Display for Demand {
                 }
                 write!(f, " = {:.2} busy", self.requests)
             }
-            Basis::Highest(time) => write!(f, "at most {:.2} busy for {}", self.requests, duration(time.as_secs_f64())),
+            Basis::Highest { requests, time } => {
+                let time = duration(time.as_secs_f64());
+                write!(f, "at most {requests:.2} busy for {time}, and {} % to be sure", brief(SLACK * 100.0))
+            }
             Basis::Lowest(time) => write!(f, "at least {:.2} busy for {}", self.requests, duration(time.as_secs_f64())),
         }
     }

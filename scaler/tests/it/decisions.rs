@@ -135,7 +135,7 @@ fn fewer_are_asked_for_when_the_lower_need_has_held_for_a_minute() {
     world.run(5);
     let reason = world.asks[0].event.reason.clone();
     assert_eq!(world.asked(), [2]);
-    assert_eq!(reason, "at most 1.00 busy for 60 s; at 70 % that is 1.4 replicas; so 2");
+    assert_eq!(reason, "at most 1.00 busy for 60 s, and 2 % to be sure; at 70 % that is 1.5 replicas; so 2");
 }
 
 #[test]
