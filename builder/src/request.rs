@@ -95,6 +95,7 @@ impl Request<'_> {
                     environment: hash,
                     image,
                     lookup,
+                    asked: Vec::new(),
                     took_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
                     extra: packaged.extra,
                 };
@@ -169,7 +170,10 @@ fn verdict(said: Result<u64, BusError>) -> Verdict {
 
 /// What the user should know of the environment that he gets.
 fn warnings(plan: &Plan, image: &Image) -> Vec<String> {
-    let Image::VirtualEnvironment { python, .. } = image;
+    let python = match image {
+        Image::VirtualEnvironment { python, .. } => python,
+        Image::Container { .. } => return plan.warnings.clone(),
+    };
     let other = (!plan.admits_python(python)).then(|| {
         format!("{} asks for python {}; this machine has {python}, which is used", plan.file, plan.python.versions)
     });

@@ -320,7 +320,7 @@ impl Maker for Venv {
     }
 
     async fn is_there(&self, image: &Image) -> bool {
-        let Image::VirtualEnvironment { path, .. } = image;
+        let Image::VirtualEnvironment { path, .. } = image else { return false };
         let folder = Path::new(path);
         let there = whole(folder).await.is_some() && self.version(&folder.join("bin/python")).await.is_some();
         if there {

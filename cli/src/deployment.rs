@@ -188,6 +188,7 @@ impl<'a> Follow<'a> {
                 self.warn(&event.warnings);
                 let how = match event.lookup {
                     Lookup::Cached => "cached",
+                    Lookup::Copied => "copied",
                     Lookup::Built => "built",
                 };
                 self.over("environment", &format!("{}  {how}", event.environment.short()));

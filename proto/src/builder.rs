@@ -34,6 +34,9 @@ pub struct ImageResolved {
     pub image: Image,
     /// How it was had.
     pub lookup: Lookup,
+    /// The registries that were asked for it by this request, in order; none in a place without images, or where the builder remembered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asked: Vec<RegistryAsked>,
     /// How long that took, in milliseconds.
     #[serde(default)]
     pub took_ms: u64,
@@ -58,6 +61,53 @@ pub enum Image {
         /// The version of its Python, `3.11.7` for example.
         python: String,
     },
+    /// An image in a registry.
+    #[serde(rename_all = "camelCase")]
+    Container {
+        /// Registry, repository and digest: `registry.example.com/kaai/environments@sha256:…`.
+        reference: String,
+        /// The interpreter in it that has the environment's packages: an absolute path, or a name on the image's PATH.
+        interpreter: String,
+        /// The version of that Python, `3.11.7` for example; none where an image brought its own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        python: Option<String>,
+    },
+}
+
+/// A registry that was asked for an image, and what it said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryAsked {
+    /// Which one.
+    pub registry: RegistryRole,
+    /// Host and port of it, with the repository behind.
+    pub repository: String,
+    /// What it said.
+    pub outcome: RegistryOutcome,
+    /// How long the answer took, in milliseconds.
+    pub took_ms: u64,
+}
+
+/// What a registry is to the builder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RegistryRole {
+    /// The one that images are pushed to and run from.
+    Workspace,
+    /// One with images that others have built; only read.
+    Global,
+}
+
+/// What a registry said of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RegistryOutcome {
+    /// It has it.
+    Found,
+    /// It does not have it.
+    Missing,
+    /// It could not be asked, and why; the lookup went on without it.
+    Unavailable(String),
 }
 
 /// How an environment was had.
@@ -66,6 +116,8 @@ pub enum Image {
 pub enum Lookup {
     /// It was there.
     Cached,
+    /// The global registry had it; it was copied from there.
+    Copied,
     /// It was built for this request, or for another that asked at the same time.
     Built,
 }
@@ -100,4 +152,34 @@ pub enum EnvironmentRecord {
         /// Until when this is remembered (Unix milliseconds).
         expires_ms: u64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_an_image_are_read_as_they_are_written() {
+        let container = r#"{"container":{"reference":"r:5000/kaai/environments@sha256:00","interpreter":"/opt/kaai/environment/bin/python"}}"#;
+        let machine = r#"{"virtualEnvironment":{"path":"/e/1","python":"3.11.7"}}"#;
+        for text in [container, machine] {
+            let image: Image = serde_json::from_str(text).unwrap();
+            assert_eq!(serde_json::to_string(&image).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn an_event_without_registries_is_written_as_before() {
+        let asked = RegistryAsked {
+            registry: RegistryRole::Global,
+            repository: "r:5000/kaai/environments".to_owned(),
+            outcome: RegistryOutcome::Unavailable("no route".to_owned()),
+            took_ms: 3,
+        };
+        let text = serde_json::to_string(&asked).unwrap();
+        assert!(text.contains(r#""outcome":{"unavailable":"no route"}"#), "{text}");
+        let frozen = include_str!("../examples/image.resolved.v1.json");
+        let event: ImageResolved = serde_json::from_str(frozen).unwrap();
+        assert!(event.asked.is_empty() && !serde_json::to_string(&event).unwrap().contains("asked"));
+    }
 }

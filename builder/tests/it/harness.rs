@@ -85,10 +85,8 @@ impl Maker for Pretender {
 
     async fn find(&self, hash: &EnvironmentHash) -> Option<Image> {
         let there = self.0.there.lock().unwrap();
-        let of_hash = |image: &&Image| {
-            let Image::VirtualEnvironment { path, .. } = image;
-            path.contains(hash.as_str())
-        };
+        let of_hash =
+            |image: &&Image| matches!(image, Image::VirtualEnvironment { path, .. } if path.contains(hash.as_str()));
         there.iter().find(of_hash).cloned()
     }
 }

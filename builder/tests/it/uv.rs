@@ -94,8 +94,10 @@ async fn answer(scene: &Scene, service: &str) -> Result<ImageResolved, Failure> 
 }
 
 fn folder_of(image: &Image) -> PathBuf {
-    let Image::VirtualEnvironment { path, .. } = image;
-    path.into()
+    match image {
+        Image::VirtualEnvironment { path, .. } => path.into(),
+        other @ Image::Container { .. } => panic!("{other:?} is no folder"),
+    }
 }
 
 fn python(image: &Image, code: &str) -> bool {

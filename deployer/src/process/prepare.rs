@@ -32,7 +32,7 @@ pub(super) async fn prepare(
     given_up: &CancellationToken,
 ) -> Result<(), Failure> {
     let spec = &release.spec;
-    let python = python(&release.image);
+    let python = python(&release.image)?;
     if !python.exists() {
         let cause = format!("the environment is gone: there is no {}", python.display());
         return Err(Failure::platform(Stage::Starting, cause, "deploy again, which builds it anew"));
@@ -61,9 +61,19 @@ pub(super) async fn prepare(
 }
 
 /// The interpreter of a virtual environment.
-pub(super) fn python(image: &Image) -> PathBuf {
-    let Image::VirtualEnvironment { path, .. } = image;
-    Path::new(path).join("bin/python")
+///
+/// # Errors
+///
+/// Fails for an image, which this place cannot run.
+pub(super) fn python(image: &Image) -> Result<PathBuf, Failure> {
+    match image {
+        Image::VirtualEnvironment { path, .. } => Ok(Path::new(path).join("bin/python")),
+        Image::Container { reference, .. } => Err(Failure::platform(
+            Stage::Starting,
+            format!("this place runs processes, and the environment is an image ({reference})"),
+            "let builder and deployer agree: both with images, or neither",
+        )),
+    }
 }
 
 /// Refuses names by which a release would reach beyond its folder.

@@ -1,6 +1,11 @@
 //! The life of one replica: prepared, started, watched, ended, cleared away. One task each.
 
-use std::{path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use proto::failure::{Failure, Stage};
 use rustix::process::Signal;
@@ -141,8 +146,9 @@ impl Supervisor {
             return Ok(None);
         }
         kept.start.fetch_ms = milliseconds(began.elapsed().as_secs_f64());
+        let python = prepare::python(&order.release.image)?;
         let group = self.limit(order, &mut kept);
-        let process = self.launch(order, &mut kept, group).await.map_err(|error| {
+        let process = self.launch(order, &python, &mut kept, group).await.map_err(|error| {
             let cause = format!("the process cannot be started: {error}");
             Failure::platform(Stage::Starting, cause, "mend that, then deploy again")
         })?;
@@ -167,9 +173,15 @@ impl Supervisor {
     }
 
     /// Starts the process, keeps which one it is, and only then lets it go: killed in between, it ends by itself.
-    async fn launch(&mut self, order: &Order, kept: &mut Kept, group: Option<Group>) -> std::io::Result<MainProcess> {
-        let (python, app_root) = (prepare::python(&order.release.image), self.folder.app_root());
-        let environment = python.ancestors().nth(2).unwrap_or(&python);
+    async fn launch(
+        &mut self,
+        order: &Order,
+        python: &Path,
+        kept: &mut Kept,
+        group: Option<Group>,
+    ) -> std::io::Result<MainProcess> {
+        let app_root = self.folder.app_root();
+        let environment = python.ancestors().nth(2).unwrap_or(python);
         let places = Places { environment, app_root: &app_root, own: self.folder.own() };
         let mark = table::mark(&self.place.identity, &order.replica);
         let identity = Identity {
@@ -181,8 +193,7 @@ impl Supervisor {
         };
         let variables = variables::variables(&places, &identity, &order.release.spec, &self.place.variables);
         let (launcher, log) = (self.folder.launcher(), self.log());
-        let program =
-            Program { python: &python, launcher: &launcher, app_root: &app_root, variables: &variables, log: &log };
+        let program = Program { python, launcher: &launcher, app_root: &app_root, variables: &variables, log: &log };
         kept.spawned = table::monotonic();
         let mut process = MainProcess::spawn(&program)?;
         let pid = process.pid().unsigned_abs();

@@ -84,6 +84,7 @@ impl Case {
             environment: EnvironmentHash::from_sha256([0; 32]),
             image: Image::VirtualEnvironment { path: "/env".into(), python: "3.11.7".into() },
             lookup: Lookup::Cached,
+            asked: Vec::new(),
             took_ms: 0,
             extra: Extra::new(),
         };

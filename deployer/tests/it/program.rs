@@ -82,6 +82,7 @@ impl Case {
             environment: release.environment,
             image: release.image,
             lookup: Lookup::Cached,
+            asked: Vec::new(),
             took_ms: 0,
             extra: Extra::new(),
         };
