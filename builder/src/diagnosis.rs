@@ -395,7 +395,8 @@ mod tests {
             pip: pip.iter().map(|line| (*line).to_owned()).collect(),
             ..CondaSpec::default()
         };
-        Plan::of(&Definition::read(&EnvironmentSpec { conda, ..EnvironmentSpec::default() }).unwrap()).unwrap()
+        Plan::without_images(&Definition::read(&EnvironmentSpec { conda, ..EnvironmentSpec::default() }).unwrap())
+            .unwrap()
     }
 
     fn lines(text: &str) -> Vec<String> {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use proto::{
-    builder::{EnvironmentRecord, Image, Lookup},
+    builder::{EnvironmentRecord, Image, Lookup, RegistryAsked},
     failure::{Blame, Failure, Stage},
     id::EnvironmentHash,
 };
@@ -33,7 +33,8 @@ use crate::{
     build_log::{BuildLog, Follower},
     config::Limits,
     decide::{self, Conflict, Step},
-    maker::Maker,
+    environment::Definition,
+    maker::{Found, Maker, Planned},
     metrics::{During, Metrics},
     plan::Plan,
 };
@@ -50,6 +51,8 @@ pub(crate) enum Outcome {
         image: Image,
         /// Whether it had been there before.
         lookup: Lookup,
+        /// The registries that were asked for it.
+        asked: Vec<RegistryAsked>,
     },
     /// It cannot be built.
     Failed {
@@ -103,6 +106,11 @@ impl<M: Maker> Flights<M> {
     ) -> Self {
         let permits = Semaphore::new(limits.concurrent_builds.max(1));
         Self { maker, rt, bucket, limits, metrics, permits, aloft: Mutex::default() }
+    }
+
+    /// Understands an environment in terms of this place.
+    pub(crate) async fn plan(&self, definition: Definition) -> Result<Planned, Failure> {
+        self.maker.plan(definition).await
     }
 
     /// Joins the flight of an environment, beginning it if there is none.
@@ -168,9 +176,13 @@ impl<M: Maker> Flights<M> {
             backoff.reset();
             match decide::next(clock::now_ms(), entry.as_ref(), gone) {
                 Step::Look { image, revision } => {
-                    if self.maker.is_there(&image).await {
-                        let lookup = if waited { Lookup::Built } else { Lookup::Cached };
-                        return Outcome::Ready { image, lookup };
+                    match self.maker.is_there(&image).await {
+                        Ok(true) => {
+                            let lookup = if waited { Lookup::Built } else { Lookup::Cached };
+                            return Outcome::Ready { image, lookup, asked: Vec::new() };
+                        }
+                        Ok(false) => {}
+                        Err(failure) => return Outcome::Failed { failure, remembered_until_ms: None },
                     }
                     tracing::warn!(%hash, ?image, "the environment is recorded and not there; it is built again");
                     gone = Some(revision);
@@ -242,16 +254,18 @@ impl<M: Maker> Flights<M> {
     async fn build(&self, hash: &EnvironmentHash, plan: &Plan, flight: &Flight, revision: u64) -> Option<Outcome> {
         let (started, revision, log) = (Instant::now(), AtomicU64::new(revision), &flight.log);
         let work = async {
-            if let Some(image) = self.maker.find(hash).await {
-                return (Ok(image), Lookup::Cached);
-            }
+            let asked = match self.maker.find(hash, plan, log).await {
+                Err(failure) => return (Err(failure), Lookup::Built, Vec::new()),
+                Ok(Found { image: Some((image, lookup)), asked }) => return (Ok(image), lookup, asked),
+                Ok(Found { image: None, asked }) => asked,
+            };
             log.begin();
             log.line(&format!("building environment {} ({})", hash.short(), self.rt.instance));
             self.metrics.builds.inc();
             let _building = During::new(&self.metrics.building);
-            (self.maker.make(hash, plan, log).await, Lookup::Built)
+            (self.maker.make(hash, plan, log).await, Lookup::Built, asked)
         };
-        let (made, lookup) = tokio::select! {
+        let (made, lookup, asked) = tokio::select! {
             done = work => done,
             () = self.keep_lease(hash, &revision) => {
                 tracing::warn!(%hash, "another builder has taken over; this build is given up");
@@ -271,7 +285,7 @@ impl<M: Maker> Flights<M> {
                 if lookup == Lookup::Built {
                     self.metrics.build_seconds.observe(took.as_secs_f64());
                 }
-                self.ready(image, lookup, took)
+                self.ready(image, lookup, asked, took)
             }
             Err(failure) => {
                 log.line(&format!("failed: {}", failure.cause));
@@ -290,10 +304,16 @@ impl<M: Maker> Flights<M> {
         EnvironmentRecord::Building { builder: self.rt.instance.clone(), lease_until_ms }
     }
 
-    fn ready(&self, image: Image, lookup: Lookup, took: Duration) -> (EnvironmentRecord, Outcome) {
+    fn ready(
+        &self,
+        image: Image,
+        lookup: Lookup,
+        asked: Vec<RegistryAsked>,
+        took: Duration,
+    ) -> (EnvironmentRecord, Outcome) {
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let record = EnvironmentRecord::Ready { image: image.clone(), built: clock::now_rfc3339(), took_ms };
-        (record, Outcome::Ready { image, lookup })
+        (record, Outcome::Ready { image, lookup, asked })
     }
 
     fn failed(&self, hash: &EnvironmentHash, failure: Failure) -> (EnvironmentRecord, Outcome) {

@@ -38,7 +38,7 @@ pub struct Difference {
 ///
 /// Fails when the environment is not understood, or carries a credential.
 pub fn facts(spec: &EnvironmentSpec) -> Result<Vec<Fact>, Refused> {
-    Ok(of(&Definition::read(spec)?))
+    Ok(facts_of(&Definition::read(spec)?))
 }
 
 /// The environment hash: SHA-256 over the canonical form.
@@ -68,13 +68,14 @@ pub fn why(before: &EnvironmentSpec, after: &EnvironmentSpec) -> Result<Vec<Diff
     Ok(before.iter().chain(&after).filter_map(difference).collect())
 }
 
-pub(crate) fn hash_of(definition: &Definition) -> EnvironmentHash {
-    let pairs: Vec<_> = of(definition).into_iter().map(|fact| (fact.path, fact.value)).collect();
+/// The environment hash of a definition.
+pub fn hash_of(definition: &Definition) -> EnvironmentHash {
+    let pairs: Vec<_> = facts_of(definition).into_iter().map(|fact| (fact.path, fact.value)).collect();
     let text = serde_json::to_vec(&pairs).expect("pairs of strings are JSON");
     EnvironmentHash::from_sha256(Sha256::digest(&text).into())
 }
 
-fn of(definition: &Definition) -> Vec<Fact> {
+pub(crate) fn facts_of(definition: &Definition) -> Vec<Fact> {
     let mut facts = vec![fact("recipe", RECIPE.to_string())];
     facts.extend(definition.base_image.clone().map(|image| fact("base image", image)));
     facts.extend(numbered("docker step", &definition.docker_steps));

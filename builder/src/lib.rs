@@ -7,7 +7,7 @@
 //! - A failure is remembered with an expiry, so that the twentieth request does not wait for what the first has found out.
 //! - A request is acknowledged after what follows from it is kept. Killed anywhere, the builder is asked again and gets the same answer.
 //!
-//! How an environment is made is behind [`maker::Maker`]; [`venv::Venv`] makes virtual environments on this machine.
+//! How an environment is made is behind [`maker::Maker`]: virtual environments on this machine, or images in a registry.
 
 pub mod build_log;
 mod conda;
@@ -18,6 +18,7 @@ mod docker;
 pub mod environment;
 mod flight;
 pub mod identity;
+pub(crate) mod image;
 pub mod maker;
 mod metrics;
 mod pip;
@@ -26,6 +27,7 @@ mod process;
 mod question;
 mod request;
 mod service;
+mod uv;
 pub mod venv;
 
 use runtime::Runtime;
@@ -33,6 +35,7 @@ use runtime::Runtime;
 pub use crate::{
     config::{Args, Config},
     service::serve,
+    uv::UvError,
 };
 
 /// Why the builder could not start.
@@ -43,7 +46,10 @@ pub enum Error {
     Bus(#[from] runtime::bus::Error),
     /// uv cannot be used.
     #[error(transparent)]
-    Uv(#[from] venv::UvError),
+    Uv(#[from] UvError),
+    /// A setting is wrong.
+    #[error(transparent)]
+    Config(#[from] config::Error),
     /// The folder of the environments cannot be used.
     #[error("the folder {folder} for environments cannot be made: {source}; choose another with --environments")]
     Folder {
@@ -60,9 +66,18 @@ pub enum Error {
 ///
 /// Fails when uv is not there, the folder of the environments cannot be made, or the bus could not be had.
 pub async fn run(config: Config, rt: Runtime) -> Result<(), Error> {
-    let maker = config.maker();
-    let uv = maker.check().await?;
-    maker.prepare().await?;
-    tracing::info!(uv, environments = %maker.environments.display(), "environments are made here");
-    serve(maker, config.limits(), rt).await
+    let venv = config.venv();
+    let uv = venv.uv.check().await?;
+    venv.prepare().await?;
+    let environments = venv.environments.display();
+    match config.images()? {
+        Some(images) => {
+            tracing::info!(uv, %environments, "environments are made here, and pushed as images");
+            serve(images, config.limits(), rt).await
+        }
+        None => {
+            tracing::info!(uv, %environments, "environments are made here");
+            serve(venv, config.limits(), rt).await
+        }
+    }
 }

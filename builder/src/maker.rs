@@ -2,15 +2,44 @@
 
 use std::future::Future;
 
-use proto::{builder::Image, failure::Failure, id::EnvironmentHash};
+use proto::{
+    builder::{Image, Lookup, RegistryAsked},
+    failure::Failure,
+    id::EnvironmentHash,
+};
 
-use crate::{build_log::BuildLog, plan::Plan};
+use crate::{build_log::BuildLog, environment::Definition, plan::Plan};
+
+/// An environment, understood in terms of its place.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    /// Its identity there: a base image counts by what its name stands for now.
+    pub hash: EnvironmentHash,
+    /// What is to be done to make it.
+    pub plan: Plan,
+}
+
+/// What was found of an environment without making it.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    /// The environment, if it is there, and how it was had.
+    pub image: Option<(Image, Lookup)>,
+    /// The registries that were asked.
+    pub asked: Vec<RegistryAsked>,
+}
 
 /// Makes environments, and says whether one is there.
 ///
 /// One builder at a time makes an environment, but one that was thought dead may still be at it: what a maker does must not disturb
 /// another making of the same environment, and an environment is there only when it is there whole.
 pub trait Maker: Send + Sync + 'static {
+    /// Settles what depends on this place: the identity, and what is to be done.
+    ///
+    /// # Errors
+    ///
+    /// Fails when this place cannot give what is asked for, or cannot find out what it is.
+    fn plan(&self, definition: Definition) -> impl Future<Output = Result<Planned, Failure>> + Send;
+
     /// Makes an environment. Dropping the future stops it and all that it has started.
     ///
     /// # Errors
@@ -24,8 +53,22 @@ pub trait Maker: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Image, Failure>> + Send;
 
     /// Whether an environment that was made can be used now.
-    fn is_there(&self, image: &Image) -> impl Future<Output = bool> + Send;
+    ///
+    /// # Errors
+    ///
+    /// Fails when that cannot be found out.
+    fn is_there(&self, image: &Image) -> impl Future<Output = Result<bool, Failure>> + Send;
 
-    /// An environment that is there though nobody remembers making it: the bus lost its files, or the builder died just before it said so.
-    fn find(&self, hash: &EnvironmentHash) -> impl Future<Output = Option<Image>> + Send;
+    /// An environment that is there though nobody remembers making it: the bus lost its files, the builder died just before it said so,
+    /// or it was made elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// Fails when that cannot be found out, and making it would be no use either.
+    fn find(
+        &self,
+        hash: &EnvironmentHash,
+        plan: &Plan,
+        log: &BuildLog,
+    ) -> impl Future<Output = Result<Found, Failure>> + Send;
 }

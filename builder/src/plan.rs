@@ -1,10 +1,11 @@
-//! What is to be installed for a definition on a machine without images: pure, nothing is looked up here.
+//! What is to be installed for a definition: pure, nothing is looked up here.
 //!
-//! It knows what this place can give and what a service needs besides. It does not know which Pythons there are, nor how packages are installed.
+//! It knows what a place with or without images can give and what a service needs besides. It does not know which Pythons there are, nor how packages are installed.
 
 use crate::{
     conda::Versions,
     environment::{Definition, Problem, Refused},
+    identity::Fact,
 };
 
 /// The scoring server, which every service needs. Older ones cannot be served as `server.entry:app`.
@@ -37,6 +38,12 @@ pub struct Plan {
     pub(crate) listed: Vec<(String, String)>,
     /// What the user should know.
     pub(crate) warnings: Vec<String>,
+    /// The image that it stands on, by digest; none in a place without images.
+    pub(crate) base: Option<String>,
+    /// Whether that image brings the packages, so that none are installed.
+    pub(crate) user_managed: bool,
+    /// What was hashed, for the image's statement of origin.
+    pub(crate) facts: Vec<Fact>,
 }
 
 /// Which Python is wanted.
@@ -49,14 +56,41 @@ pub(crate) struct Python {
 }
 
 impl Plan {
-    /// Says what is to be installed.
+    /// Says what is to be installed on a machine without images.
     ///
     /// # Errors
     ///
-    /// Fails with all that this place cannot give.
-    pub(crate) fn of(definition: &Definition) -> Result<Self, Refused> {
+    /// Fails with all that such a place cannot give.
+    pub fn without_images(definition: &Definition) -> Result<Self, Refused> {
         let mut problems = Vec::new();
         refuse_what_only_an_image_has(definition, &mut problems);
+        let plan = Self::of(definition, problems)?;
+        Ok(Self { warnings: warnings(definition), ..plan })
+    }
+
+    /// Says what is to be installed on an image.
+    ///
+    /// # Errors
+    ///
+    /// Fails with all that cannot be installed there.
+    pub(crate) fn on_image(definition: &Definition) -> Result<Self, Refused> {
+        let mut problems = Vec::new();
+        refuse_what_only_docker_builds(definition, &mut problems);
+        if definition.user_managed && definition.base_image.is_none() && definition.dockerfile.is_empty() {
+            problems.push(Problem::new(
+                "the environment's packages are those of its image (userManagedDependencies), and it names none",
+                "name a baseImage",
+            ));
+        }
+        Self::of(definition, problems)
+    }
+
+    /// The same with one Python alone.
+    pub(crate) fn with_python(&self, minor: u64) -> Self {
+        Self { python: Python { minors: vec![minor], versions: self.python.versions.clone() }, ..self.clone() }
+    }
+
+    fn of(definition: &Definition, mut problems: Vec<Problem>) -> Result<Self, Refused> {
         let mut requirements = definition.pip.options.lines();
         requirements.extend(conda_tools(definition, &mut problems));
         requirements.extend(definition.pip.wanted.values().flat_map(|wanted| wanted.lines.clone()));
@@ -80,7 +114,10 @@ impl Plan {
             prereleases: options.pre,
             trusted_hosts: options.trusted_hosts.iter().cloned().collect(),
             listed: listed(definition),
-            warnings: warnings(definition),
+            warnings: Vec::new(),
+            base: None,
+            user_managed: definition.user_managed,
+            facts: Vec::new(),
         })
     }
 
@@ -113,6 +150,17 @@ fn refuse_what_only_an_image_has(definition: &Definition, problems: &mut Vec<Pro
             format!("the environment's packages come from {whose}, and this place has no images"),
             "list the packages in a conda file, or deploy to a place with Docker",
         ));
+    }
+}
+
+fn refuse_what_only_docker_builds(definition: &Definition, problems: &mut Vec<Problem>) {
+    for (what, lines) in [("docker steps", &definition.docker_steps), ("a Dockerfile", &definition.dockerfile)] {
+        if !lines.is_empty() {
+            problems.push(Problem::new(
+                format!("the environment has {what}, which this builder cannot run: it has no Docker"),
+                "put what they do into a base image, and name that as baseImage",
+            ));
+        }
     }
 }
 
@@ -197,7 +245,7 @@ mod tests {
     }
 
     fn plan(spec: &EnvironmentSpec) -> Result<Plan, Refused> {
-        Plan::of(&Definition::read(spec).unwrap())
+        Plan::without_images(&Definition::read(spec).unwrap())
     }
 
     #[test]

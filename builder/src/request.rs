@@ -18,10 +18,9 @@ use tokio::{
 };
 
 use crate::{
-    environment::Definition,
+    environment::{Definition, Refused},
     flight::{Flight, Flights, Outcome},
-    identity,
-    maker::Maker,
+    maker::{Maker, Planned},
     metrics::{During, Metrics},
     plan::Plan,
 };
@@ -67,20 +66,22 @@ struct Request<'a> {
 impl Request<'_> {
     async fn carry_out<M: Maker>(mut self, flights: &Arc<Flights<M>>) -> Verdict {
         let started = Instant::now();
-        let read = Definition::read(&self.packaged.spec.environment);
-        let (definition, plan) = match read.and_then(|definition| Plan::of(&definition).map(|plan| (definition, plan)))
-        {
-            Ok(understood) => understood,
-            Err(refused) => return self.fail(refused.into_failure()).await,
+        let read = Definition::read(&self.packaged.spec.environment).map_err(Refused::into_failure);
+        let planned = match read {
+            Ok(definition) => flights.plan(definition).await,
+            Err(failure) => Err(failure),
         };
-        let hash = identity::hash_of(&definition);
+        let Planned { hash, plan } = match planned {
+            Ok(planned) => planned,
+            Err(failure) => return self.fail(failure).await,
+        };
         let flight = flights.join(&hash, plan.clone());
         let outcome = {
             let _waiting = During::new(&self.metrics.waiting);
             self.follow(flight).await
         };
         match outcome {
-            Outcome::Ready { image, lookup } => {
+            Outcome::Ready { image, lookup, asked } => {
                 if lookup == proto::builder::Lookup::Cached {
                     self.metrics.cache_hits.inc();
                 }
@@ -95,7 +96,7 @@ impl Request<'_> {
                     environment: hash,
                     image,
                     lookup,
-                    asked: Vec::new(),
+                    asked,
                     took_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
                     extra: packaged.extra,
                 };
@@ -241,7 +242,9 @@ fn headline(line: &str) -> Option<String> {
         let verb = if line.starts_with('D') { "fetching" } else { "building" };
         return Some(format!("{verb} {}", package.split(' ').next().unwrap_or(package)));
     }
-    let told = ["building environment ", "Python ", "no Python "].iter().any(|start| line.starts_with(start));
+    let told = ["building environment ", "Python ", "no Python ", "copying ", "pushing "]
+        .iter()
+        .any(|start| line.starts_with(start));
     let done =
         line.starts_with("Prepared ") || line.starts_with("Installed ") || line.starts_with("Bytecode compiled ");
     if done {

@@ -15,6 +15,7 @@ pub mod store;
 pub mod streams;
 pub mod telemetry;
 pub mod testing;
+pub mod tls;
 
 use std::time::Duration;
 

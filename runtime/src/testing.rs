@@ -1,4 +1,6 @@
-//! What tests need: a real `nats-server` of their own, and a runtime on it.
+//! What tests need: a real `nats-server` of their own and a runtime on it, and a real registry of images.
+
+mod registry;
 
 use std::{
     net::TcpListener,
@@ -10,6 +12,7 @@ use std::{
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
+pub use self::registry::{Registry, base_image};
 use crate::{
     Runtime,
     config::{BusSettings, Settings, new_instance},

@@ -8,9 +8,16 @@ use std::{
     time::Duration,
 };
 
-use builder::{build_log::BuildLog, config::Limits, maker::Maker, plan::Plan};
+use builder::{
+    build_log::BuildLog,
+    config::Limits,
+    environment::{Definition, Refused},
+    identity,
+    maker::{Found, Maker, Planned},
+    plan::Plan,
+};
 use proto::{
-    builder::{EnvironmentRecord, Image, ImageResolved},
+    builder::{EnvironmentRecord, Image, ImageResolved, Lookup},
     deployer::DeploymentFailed,
     event::Event,
     failure::{Blame, Failure, Stage},
@@ -60,6 +67,11 @@ impl Drop for Running<'_> {
 }
 
 impl Maker for Pretender {
+    async fn plan(&self, definition: Definition) -> Result<Planned, Failure> {
+        let plan = Plan::without_images(&definition).map_err(Refused::into_failure)?;
+        Ok(Planned { hash: identity::hash_of(&definition), plan })
+    }
+
     async fn make(&self, hash: &EnvironmentHash, _: &Plan, log: &BuildLog) -> Result<Image, Failure> {
         let world = &self.0;
         let number = world.begun.fetch_add(1, Ordering::SeqCst) + 1;
@@ -79,15 +91,16 @@ impl Maker for Pretender {
         Ok(image)
     }
 
-    async fn is_there(&self, image: &Image) -> bool {
-        self.0.there.lock().unwrap().contains(image)
+    async fn is_there(&self, image: &Image) -> Result<bool, Failure> {
+        Ok(self.0.there.lock().unwrap().contains(image))
     }
 
-    async fn find(&self, hash: &EnvironmentHash) -> Option<Image> {
+    async fn find(&self, hash: &EnvironmentHash, _: &Plan, _: &BuildLog) -> Result<Found, Failure> {
         let there = self.0.there.lock().unwrap();
         let of_hash =
             |image: &&Image| matches!(image, Image::VirtualEnvironment { path, .. } if path.contains(hash.as_str()));
-        there.iter().find(of_hash).cloned()
+        let image = there.iter().find(of_hash).map(|image| (image.clone(), Lookup::Cached));
+        Ok(Found { image, asked: Vec::new() })
     }
 }
 
@@ -175,7 +188,7 @@ impl Scene {
 
     /// What is recorded of an environment.
     pub(crate) async fn record(&self, environment: &EnvironmentSpec) -> Option<EnvironmentRecord> {
-        let hash = builder::identity::hash(environment).unwrap();
+        let hash = identity::hash(environment).unwrap();
         self.bucket.get(hash.as_str()).await.unwrap().map(|entry| entry.value)
     }
 

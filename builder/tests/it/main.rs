@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "this is a test from end to end")]
 
+mod front;
 mod harness;
+mod images;
 mod requests;
 mod single_flight;
 mod uv;

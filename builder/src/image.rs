@@ -1,0 +1,281 @@
+//! Environments as images: looked for in the registries, else made here and pushed.
+//!
+//! An image is known by a tag that is the environment's hash, in one repository of a registry; it is used by digest from then on.
+//! The tag is pushed last, so whoever finds it finds all that belongs to the image. It knows registries and what an image consists of.
+//! It does not know leases, events or who waits.
+
+mod assemble;
+mod attest;
+mod base;
+mod copy;
+mod layer;
+mod login;
+mod registry;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use oci_distribution::Reference;
+use proto::{
+    builder::{Image, Lookup, RegistryAsked, RegistryOutcome, RegistryRole},
+    failure::{Failure, Stage},
+    id::EnvironmentHash,
+};
+use tokio::time::{Instant, timeout};
+
+use self::{layer::HOME, registry::Registries};
+pub(crate) use self::{login::Logins, registry::Access};
+use crate::{
+    build_log::BuildLog,
+    docker,
+    environment::{Definition, Refused},
+    identity,
+    maker::{Found, Maker, Planned},
+    plan::Plan,
+    uv::{Uv, disk},
+    venv::too_long,
+};
+
+/// What is said of an image in its manifest: the version of its Python.
+const PYTHON: &str = "io.kaai.python";
+
+/// Finds and makes images.
+#[derive(Clone)]
+pub(crate) struct Images {
+    registries: Registries,
+    workspace: Repository,
+    global: Option<Repository>,
+    /// The base image for each minor of Python 3, for environments that name none.
+    bases: BTreeMap<u64, String>,
+    uv: Uv,
+    /// Where environments are filled before they are packed, and where is kept what is known of base images.
+    scratch: PathBuf,
+    deadline: Duration,
+}
+
+/// What images need besides uv.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) workspace: Repository,
+    pub(crate) global: Option<Repository>,
+    pub(crate) bases: BTreeMap<u64, String>,
+    pub(crate) access: Access,
+    pub(crate) scratch: PathBuf,
+    pub(crate) deadline: Duration,
+}
+
+/// Where images lie: host and port of a registry, and a repository there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Repository {
+    host: String,
+    name: String,
+}
+
+impl Repository {
+    /// Reads `HOST[:PORT][/PREFIX]`; `/environments` is put behind the prefix.
+    pub(crate) fn read(text: &str) -> Result<Self, String> {
+        let whole = format!("{}/environments", text.trim_end_matches('/'));
+        let wrong = || {
+            format!("{text:?} is no registry: give host, port and prefix, registry.example.com:5000/kaai for example")
+        };
+        let (host, name) = whole.split_once('/').ok_or_else(wrong)?;
+        let named = host.contains(['.', ':']) || host == "localhost";
+        let reference: Reference = whole.parse().map_err(|_| wrong())?;
+        if !named || text.contains("://") || reference.repository() != name {
+            return Err(wrong());
+        }
+        Ok(Self { host: host.to_owned(), name: name.to_owned() })
+    }
+
+    fn image(&self, environment: &EnvironmentHash) -> Reference {
+        Reference::with_tag(self.host.clone(), self.name.clone(), environment.to_string())
+    }
+
+    fn shown(&self) -> String {
+        format!("{}/{}", self.host, self.name)
+    }
+}
+
+impl Images {
+    /// Opens the place.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the certificate of an authority is none.
+    pub(crate) fn new(settings: Settings, uv: Uv) -> Result<Self, String> {
+        let Settings { workspace, global, bases, access, scratch, deadline } = settings;
+        let registries = Registries::new(access)?;
+        Ok(Self { registries, workspace, global, bases, uv, scratch, deadline })
+    }
+
+    /// The image that an environment stands on, by its digest of now.
+    async fn resolve(&self, name: &str) -> Result<Reference, Failure> {
+        let reference: Reference = name.parse().map_err(|error| {
+            let cause = format!("{name:?} is no name of an image: {error}");
+            Failure::project(Stage::Building, cause, "name the base image as in `docker pull`")
+        })?;
+        match self.registries.manifest(&reference).await {
+            Ok((_, digest)) => Ok(reference.clone_with_digest(digest)),
+            Err(registry::Error::Missing(what)) => Err(Failure::project(
+                Stage::Building,
+                format!("the base image {what} does not exist"),
+                "check baseImage, or leave it out, which chooses one for the Python of the conda file",
+            )),
+            Err(error) => Err(error.into_failure()),
+        }
+    }
+
+    /// The base image of an environment: its own, else that of this place for its Python.
+    fn base_of(&self, definition: &Definition, plan: &Plan) -> Result<String, Failure> {
+        if let Some(base) = &definition.base_image {
+            return Ok(base.clone());
+        }
+        let known = plan.python.minors.iter().find_map(|minor| self.bases.get(minor));
+        known.map(|base| docker::image(base)).ok_or_else(|| {
+            let minors = |minors: &mut dyn Iterator<Item = &u64>| {
+                minors.map(|minor| format!("3.{minor}")).collect::<Vec<_>>().join(", ")
+            };
+            let has = if self.bases.is_empty() { "none".to_owned() } else { minors(&mut self.bases.keys()) };
+            Failure::project(
+                Stage::Building,
+                format!("there is no base image for Python {}", minors(&mut plan.python.minors.iter())),
+                format!("name a baseImage that has it, or ask for a Python that has one here ({has})"),
+            )
+        })
+    }
+
+    /// Asks one registry for the image of an environment.
+    async fn ask(
+        &self,
+        role: RegistryRole,
+        repository: &Repository,
+        environment: &EnvironmentHash,
+    ) -> (RegistryAsked, Result<Option<Image>, registry::Error>) {
+        let (began, reference) = (Instant::now(), repository.image(environment));
+        let found = match self.registries.digest(&reference).await {
+            Ok(None) => Ok(None),
+            Ok(Some(digest)) => self.described(&reference.clone_with_digest(digest)).await.map(Some),
+            Err(error) => Err(error),
+        };
+        let outcome = match &found {
+            Ok(Some(_)) => RegistryOutcome::Found,
+            Ok(None) => RegistryOutcome::Missing,
+            Err(error) => RegistryOutcome::Unavailable(error.to_string()),
+        };
+        let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        (RegistryAsked { registry: role, repository: repository.shown(), outcome, took_ms }, found)
+    }
+
+    /// An image as others are told of it.
+    async fn described(&self, reference: &Reference) -> Result<Image, registry::Error> {
+        let (manifest, _) = self.registries.manifest(reference).await?;
+        let python = manifest.annotations.and_then(|said| said.get(PYTHON).cloned());
+        Ok(image(reference, python))
+    }
+
+    async fn find_all(&self, environment: &EnvironmentHash, log: &BuildLog) -> Result<Found, Failure> {
+        let (asked, found) = self.ask(RegistryRole::Workspace, &self.workspace, environment).await;
+        let mut all = vec![asked];
+        // Where nothing can be found nothing could be pushed.
+        if let Some(image) = found.map_err(registry::Error::into_failure)? {
+            return Ok(Found { image: Some((image, Lookup::Cached)), asked: all });
+        }
+        let Some(global) = &self.global else { return Ok(Found { image: None, asked: all }) };
+        let (asked, found) = self.ask(RegistryRole::Global, global, environment).await;
+        all.push(asked);
+        let image = match found {
+            Ok(None) => None,
+            Ok(Some(image)) => {
+                log.hand_on(format!("copying the image from {}", global.shown()));
+                let (from, to) = (global.image(environment), self.workspace.image(environment));
+                let digest = copy::copy(&self.registries, &from, &to).await.map_err(registry::Error::into_failure)?;
+                Some((relocated(image, &to.clone_with_digest(digest)), Lookup::Copied))
+            }
+            Err(error) => {
+                tracing::warn!(%error, registry = global.shown(), "the global registry is left out");
+                None
+            }
+        };
+        Ok(Found { image, asked: all })
+    }
+}
+
+impl Maker for Images {
+    async fn plan(&self, mut definition: Definition) -> Result<Planned, Failure> {
+        let mut plan = Plan::on_image(&definition).map_err(Refused::into_failure)?;
+        let base = self.resolve(&self.base_of(&definition, &plan)?).await?;
+        // The digest counts, not the name: two names of one image are one, and a name that moved on is another.
+        definition.base_image = Some(base.whole());
+        plan.base = Some(base.whole());
+        plan.facts = identity::facts_of(&definition);
+        Ok(Planned { hash: identity::hash_of(&definition), plan })
+    }
+
+    async fn make(&self, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Image, Failure> {
+        timeout(self.deadline, self.assemble(hash, plan, log)).await.unwrap_or_else(|_| Err(too_long(self.deadline)))
+    }
+
+    async fn is_there(&self, image: &Image) -> Result<bool, Failure> {
+        let Image::Container { reference, .. } = image else { return Ok(false) };
+        // One of another repository than today's could not be pulled with today's logins.
+        let Ok(reference) = reference.parse::<Reference>() else { return Ok(false) };
+        if reference.registry() != self.workspace.host || reference.repository() != self.workspace.name {
+            return Ok(false);
+        }
+        self.registries.digest(&reference).await.map(|digest| digest.is_some()).map_err(registry::Error::into_failure)
+    }
+
+    async fn find(&self, hash: &EnvironmentHash, _: &Plan, log: &BuildLog) -> Result<Found, Failure> {
+        self.find_all(hash, log).await
+    }
+}
+
+/// An image by digest. One whose packages are not ours has no version of Python noted, and runs the Python on its own PATH.
+fn image(reference: &Reference, python: Option<String>) -> Image {
+    let interpreter = if python.is_some() { format!("{HOME}/bin/python") } else { "python".to_owned() };
+    Image::Container { reference: reference.whole(), interpreter, python }
+}
+
+fn relocated(image: Image, to: &Reference) -> Image {
+    match image {
+        Image::Container { interpreter, python, .. } => Image::Container { reference: to.whole(), interpreter, python },
+        other @ Image::VirtualEnvironment { .. } => other,
+    }
+}
+
+/// A folder for one making, which goes with its handle.
+fn scratch(parent: &Path) -> Result<tempfile::TempDir, Failure> {
+    let make = || {
+        std::fs::create_dir_all(parent)?;
+        tempfile::Builder::new().prefix("making-").tempdir_in(parent)
+    };
+    make().map_err(|error| disk(parent, &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_is_read_with_its_prefix() {
+        let read = |text: &str| Repository::read(text).map(|repository| repository.shown());
+        assert_eq!(read("127.0.0.1:5000").unwrap(), "127.0.0.1:5000/environments");
+        assert_eq!(read("registry.example.com/team/kaai/").unwrap(), "registry.example.com/team/kaai/environments");
+        assert_eq!(read("localhost/kaai").unwrap(), "localhost/kaai/environments");
+        for wrong in ["", "kaai", "https://registry.example.com", "registry.example.com/UPPER", "a b.c/d"] {
+            assert!(read(wrong).unwrap_err().contains("is no registry"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_image_without_our_packages_runs_its_own_python() {
+        let reference: Reference = format!("r.example.com/e@sha256:{}", "0".repeat(64)).parse().unwrap();
+        let Image::Container { interpreter, .. } = image(&reference, None) else { panic!() };
+        assert_eq!(interpreter, "python");
+        let Image::Container { interpreter, .. } = image(&reference, Some("3.11".to_owned())) else { panic!() };
+        assert_eq!(interpreter, "/opt/kaai/environment/bin/python");
+    }
+}

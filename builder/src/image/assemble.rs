@@ -1,0 +1,185 @@
+//! An image assembled without a daemon: the base image's layers, and one layer of packages on top.
+
+use std::path::Path;
+
+use oci_distribution::{
+    Reference,
+    manifest::{
+        IMAGE_CONFIG_MEDIA_TYPE, IMAGE_DOCKER_LAYER_GZIP_MEDIA_TYPE, IMAGE_DOCKER_LAYER_TAR_MEDIA_TYPE,
+        IMAGE_LAYER_GZIP_MEDIA_TYPE, IMAGE_LAYER_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OciDescriptor, OciImageManifest,
+    },
+};
+use proto::{
+    builder::Image,
+    failure::{Failure, Stage},
+    id::EnvironmentHash,
+};
+use serde_json::{Value, json};
+use tokio::try_join;
+
+use super::{
+    Images, PYTHON, attest,
+    base::{Base, without_python},
+    copy, image,
+    layer::{self, HOME, LOCK, Layer},
+    registry::{self, describe},
+    scratch,
+};
+use crate::{build_log::BuildLog, plan::Plan, uv::disk};
+
+/// When every image of ours was made: an equal one has an equal digest.
+const CREATED: &str = "1970-01-01T00:00:00Z";
+
+/// The layer of packages, and what is in it.
+struct Packages {
+    layer: Layer,
+    python: String,
+    lock: String,
+}
+
+impl Images {
+    pub(super) async fn assemble(&self, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Image, Failure> {
+        let failed = registry::Error::into_failure;
+        let base = plan.base.as_deref().unwrap_or_default();
+        let base: Reference = base.parse().map_err(|_| {
+            Failure::platform(
+                Stage::Building,
+                format!("{base:?} is no base image"),
+                "this is a defect of kaai; please report it",
+            )
+        })?;
+        log.line(&format!("base image {}", base.whole()));
+        let base = Base::fetch(&self.registries, base).await.map_err(failed)?;
+        let to = self.workspace.image(hash);
+        let copying =
+            async { copy::blobs(&self.registries, &base.reference, &to, &base.manifest).await.map_err(failed) };
+        let folder = scratch(&self.scratch)?;
+        let ((), packages) = try_join!(copying, self.packages(folder.path(), &base, plan, log))?;
+        if let Some(Packages { layer, .. }) = &packages {
+            log.line(&format!("pushing {:.1} MB to {}", layer.descriptor.size as f64 / 1e6, self.workspace.shown()));
+        }
+        let image = self.push(hash, plan, &base, packages.as_ref()).await;
+        // Thousands of files are not removed between two other tasks' turns.
+        let _ = tokio::task::spawn_blocking(move || drop((folder, packages))).await;
+        image
+    }
+
+    /// The layer of packages; none where the base image brings them.
+    async fn packages(
+        &self,
+        folder: &Path,
+        base: &Base,
+        plan: &Plan,
+        log: &BuildLog,
+    ) -> Result<Option<Packages>, Failure> {
+        if plan.user_managed {
+            return Ok(None);
+        }
+        let pythons = base.pythons(&self.registries, &self.scratch.join("bases")).await;
+        let pythons = pythons.map_err(registry::Error::into_failure)?;
+        let found = plan.python.minors.iter().find_map(|minor| Some((*minor, pythons.get(minor)?.clone())));
+        let Some((minor, interpreter)) = found else { return Err(without_python(base, &plan.python.minors, &pythons)) };
+        let plan = plan.with_python(minor);
+        let environment = folder.join("environment");
+        self.uv.bare(&environment.display().to_string(), &plan, log).await?;
+        let lock = self.uv.install_locked(&environment, &plan, log).await?;
+        self.uv.try_imports(&environment, &plan, log).await?;
+        self.uv.compile(&environment, Path::new(HOME), log).await?;
+        let lock = tokio::fs::read_to_string(&lock).await.map_err(|error| disk(&lock, &error))?;
+        let kept = environment.join(LOCK);
+        tokio::fs::write(&kept, &lock).await.map_err(|error| disk(&kept, &error))?;
+        let into = folder.to_owned();
+        let packing = tokio::task::spawn_blocking(move || layer::pack(&environment, &interpreter, &into));
+        let layer = packing.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        let layer = layer.map_err(|error| disk(folder, &error))?;
+        Ok(Some(Packages { layer, python: format!("3.{minor}"), lock }))
+    }
+
+    /// Pushes layer, configuration, manifest, what is attached to it, and the tag last.
+    async fn push(
+        &self,
+        hash: &EnvironmentHash,
+        plan: &Plan,
+        base: &Base,
+        packages: Option<&Packages>,
+    ) -> Result<Image, Failure> {
+        let (to, failed) = (self.workspace.image(hash), registry::Error::into_failure);
+        if let Some(Packages { layer, .. }) = packages {
+            self.registries.push_file(&to, &layer.descriptor, layer.file.path()).await.map_err(failed)?;
+        }
+        let config = config(base, hash, packages).to_string();
+        let config =
+            self.registries.push_bytes(&to, IMAGE_CONFIG_MEDIA_TYPE, config.as_bytes()).await.map_err(failed)?;
+        let manifest = manifest(base, config, packages);
+        let bytes = serde_json::to_vec(&manifest).unwrap_or_default();
+        let subject = describe(OCI_IMAGE_MEDIA_TYPE, &bytes);
+        let by_digest = to.clone_with_digest(subject.digest.clone());
+        self.registries.push_manifest(&by_digest, OCI_IMAGE_MEDIA_TYPE, bytes.clone()).await.map_err(failed)?;
+        let name = base.reference.whole();
+        let origin = attest::provenance(&subject.digest, hash, &plan.facts, (&name, base.digest()));
+        let mut documents = vec![(attest::PROVENANCE, origin)];
+        documents.extend(packages.map(|packages| (attest::SBOM, attest::sbom(hash, &packages.lock))));
+        attest::attach(&self.registries, &by_digest, &subject, &documents).await.map_err(failed)?;
+        self.registries.push_manifest(&to, OCI_IMAGE_MEDIA_TYPE, bytes).await.map_err(failed)?;
+        Ok(image(&by_digest, packages.map(|packages| packages.python.clone())))
+    }
+}
+
+/// The base image's configuration, with our layer, our Python in front of its PATH, and labels.
+fn config(base: &Base, hash: &EnvironmentHash, packages: Option<&Packages>) -> Value {
+    let mut config = base.config.clone();
+    config["created"] = json!(CREATED);
+    let labels = [
+        ("io.kaai.environment", hash.as_str()),
+        ("org.opencontainers.image.base.name", &base.reference.whole()),
+        ("org.opencontainers.image.base.digest", base.digest()),
+    ];
+    for (name, value) in labels {
+        config["config"]["Labels"][name] = json!(value);
+    }
+    let Some(Packages { layer, .. }) = packages else { return config };
+    let mut variables = variables(&config);
+    let path = variables.iter().position(|(name, _)| name == "PATH");
+    let path = path.map_or("/usr/local/bin:/usr/bin:/bin".to_owned(), |at| variables.remove(at).1);
+    variables.retain(|(name, _)| name != "VIRTUAL_ENV");
+    variables.push(("PATH".to_owned(), format!("{HOME}/bin:{path}")));
+    variables.push(("VIRTUAL_ENV".to_owned(), HOME.to_owned()));
+    config["config"]["Env"] = variables.iter().map(|(name, value)| json!(format!("{name}={value}"))).collect();
+    push(&mut config["rootfs"]["diff_ids"], json!(layer.diff_id));
+    push(&mut config["history"], json!({ "created": CREATED, "created_by": format!("kaai environment {hash}") }));
+    config
+}
+
+fn variables(config: &Value) -> Vec<(String, String)> {
+    let pairs = config["config"]["Env"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    pairs.filter_map(|pair| pair.split_once('=')).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+fn push(list: &mut Value, value: Value) {
+    match list.as_array_mut() {
+        Some(list) => list.push(value),
+        None => *list = json!([value]),
+    }
+}
+
+fn manifest(base: &Base, config: OciDescriptor, packages: Option<&Packages>) -> OciImageManifest {
+    let own = packages.map(|packages| packages.layer.descriptor.clone());
+    let annotations = packages.map(|packages| [(PYTHON.to_owned(), packages.python.clone())].into());
+    OciImageManifest {
+        media_type: Some(OCI_IMAGE_MEDIA_TYPE.to_owned()),
+        config,
+        layers: base.manifest.layers.iter().map(in_oci_words).chain(own).collect(),
+        annotations,
+        ..OciImageManifest::default()
+    }
+}
+
+/// A layer of an image in Docker's own format is the same under OCI's name for it; a manifest has layers of one family.
+fn in_oci_words(layer: &OciDescriptor) -> OciDescriptor {
+    let media_type = match layer.media_type.as_str() {
+        IMAGE_DOCKER_LAYER_GZIP_MEDIA_TYPE => IMAGE_LAYER_GZIP_MEDIA_TYPE,
+        IMAGE_DOCKER_LAYER_TAR_MEDIA_TYPE => IMAGE_LAYER_MEDIA_TYPE,
+        other => other,
+    };
+    OciDescriptor { media_type: media_type.to_owned(), ..layer.clone() }
+}

@@ -1,0 +1,351 @@
+//! Environments as images: a real registry, a real base image, real packages.
+
+use std::{path::PathBuf, time::Duration};
+
+use builder::{Args, Config};
+use clap::Parser;
+use oci_distribution::{Client, Reference, client::ClientConfig, manifest::OciImageManifest, secrets::RegistryAuth};
+use proto::{
+    builder::{Image, ImageResolved, Lookup, RegistryAsked, RegistryOutcome, RegistryRole},
+    deployer::DeploymentFailed,
+    failure::{Blame, Failure},
+    spec::EnvironmentSpec,
+};
+use runtime::{
+    Runtime,
+    testing::{Registry, base_image, program, skip, until},
+};
+
+use crate::{
+    front::{Fault, Front},
+    harness::{Scene, World, environment},
+};
+
+/// How long an image may take on a slow machine with a slow network.
+const VERY_LONG: Duration = Duration::from_secs(300);
+
+/// What images need on this machine.
+struct Ground {
+    uv: PathBuf,
+    base: PathBuf,
+    registry: Registry,
+}
+
+impl Ground {
+    async fn new(test: &str) -> Option<Self> {
+        let (Some(uv), Some(base)) = (program("uv"), base_image()) else {
+            skip(test, "there is no uv, or no base image: run `make tools` on Debian");
+            return None;
+        };
+        let Some(registry) = Registry::start().await else {
+            skip(test, "there is no docker-registry on PATH");
+            return None;
+        };
+        registry.put(&base, "python", "3.11");
+        Some(Self { uv, base, registry })
+    }
+}
+
+/// A builder of images on a bus of its own.
+struct Place {
+    scene: Scene,
+    rt: Runtime,
+    asked: u64,
+}
+
+impl Place {
+    async fn new(uv: &std::path::Path, registry: &str, more: &[&str]) -> Self {
+        let scene = Scene::new(World::default()).await;
+        let rt = scene.nats.runtime("builder").await;
+        let environments = scene.nats.folder().join("environments");
+        let base = format!("--base-image=3.11={registry}/python:3.11");
+        let mut words =
+            vec!["kaai-builder".into(), "--uv".into(), uv.into(), "--environments".into(), environments.into()];
+        words.extend(["--registry".into(), format!("{registry}/kaai").into(), base.into()] as [std::ffi::OsString; 3]);
+        words.extend(more.iter().map(std::ffi::OsString::from));
+        let config = Config::try_from(Args::parse_from(words)).unwrap();
+        let own = rt.clone();
+        rt.tasks.spawn(async move { builder::run(config, own).await.unwrap() });
+        until("the builder is ready", VERY_LONG, async || rt.health.reason().is_none().then_some(())).await;
+        Self { scene, rt, asked: 0 }
+    }
+
+    async fn ask(&mut self, spec: EnvironmentSpec) -> Result<ImageResolved, Failure> {
+        self.asked += 1;
+        let service = format!("service-{}", self.asked);
+        self.scene.request(&service, self.asked, spec).await;
+        until("the request is answered", VERY_LONG, async || {
+            if let Some(resolved) = self.scene.said::<ImageResolved>(&service).await.pop() {
+                return Some(Ok(resolved));
+            }
+            self.scene.said::<DeploymentFailed>(&service).await.pop().map(|failed| Err(failed.failure))
+        })
+        .await
+    }
+
+    /// Has the builder forget what it knows of an environment.
+    async fn forget(&self, resolved: &ImageResolved) {
+        let key = resolved.environment.as_str();
+        let entry = self.scene.bucket.get(key).await.unwrap().unwrap();
+        self.scene.bucket.delete_at(key, entry.revision).await.unwrap();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.rt.shutdown.cancel();
+    }
+}
+
+fn reference(resolved: &ImageResolved) -> Reference {
+    match &resolved.image {
+        Image::Container { reference, .. } => reference.parse().unwrap(),
+        other @ Image::VirtualEnvironment { .. } => panic!("{other:?} is no image"),
+    }
+}
+
+/// Manifest and configuration of an image.
+async fn pull(reference: &Reference) -> (OciImageManifest, serde_json::Value) {
+    runtime::tls::install();
+    let config = ClientConfig { protocol: oci_distribution::client::ClientProtocol::Http, ..ClientConfig::default() };
+    let client = Client::new(config);
+    let (manifest, _) = client.pull_image_manifest(reference, &RegistryAuth::Anonymous).await.unwrap();
+    let mut config = Vec::new();
+    client.pull_blob(reference, &manifest.config, &mut config).await.unwrap();
+    (manifest, serde_json::from_slice(&config).unwrap())
+}
+
+async fn documents(reference: &Reference) -> Vec<serde_json::Value> {
+    let config = ClientConfig { protocol: oci_distribution::client::ClientProtocol::Http, ..ClientConfig::default() };
+    let client = Client::new(config);
+    client.store_auth_if_needed(reference.resolve_registry(), &RegistryAuth::Anonymous).await;
+    let mut documents = Vec::new();
+    for entry in client.pull_referrers(reference, None).await.unwrap().manifests {
+        let at = reference.clone_with_digest(entry.digest);
+        let (manifest, _) = client.pull_image_manifest(&at, &RegistryAuth::Anonymous).await.unwrap();
+        let mut document = Vec::new();
+        client.pull_blob(&at, &manifest.layers[0], &mut document).await.unwrap();
+        documents.push(serde_json::from_slice(&document).unwrap());
+    }
+    documents
+}
+
+fn outcomes(asked: &[RegistryAsked]) -> Vec<(RegistryRole, RegistryOutcome)> {
+    asked.iter().map(|one| (one.registry, one.outcome.clone())).collect()
+}
+
+/// Whether a failure means that this machine cannot reach an index at all.
+fn offline(test: &str, failure: &Failure) -> bool {
+    let offline = failure.blame == Blame::Platform && failure.cause.contains("package index cannot be reached");
+    if offline {
+        skip(test, &failure.cause);
+    }
+    offline
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_environment_becomes_an_image_that_is_found_again() {
+    let test = "an_environment_becomes_an_image_that_is_found_again";
+    let Some(ground) = Ground::new(test).await else { return };
+    let address = ground.registry.address();
+    let mut place = Place::new(&ground.uv, &address, &[]).await;
+    let built = match place.ask(environment(&["joblib==1.5.2"])).await {
+        Err(failure) if offline(test, &failure) => return,
+        answer => answer.unwrap(),
+    };
+    assert_eq!(built.lookup, Lookup::Built);
+    assert_eq!(outcomes(&built.asked), [(RegistryRole::Workspace, RegistryOutcome::Missing)]);
+    let image = reference(&built);
+    assert_eq!((image.registry(), image.repository()), (address.as_str(), "kaai/environments"));
+
+    let (manifest, config) = pull(&image).await;
+    assert_eq!(manifest.layers.len(), 2, "the base image's layer, and one of packages");
+    let labels = &config["config"]["Labels"];
+    assert_eq!(labels["io.kaai.environment"], built.environment.as_str());
+    assert!(labels["org.opencontainers.image.base.name"].as_str().unwrap().starts_with(&format!("{address}/python@")));
+    let variables = config["config"]["Env"].as_array().unwrap();
+    assert!(variables.iter().any(|pair| pair.as_str().unwrap().starts_with("PATH=/opt/kaai/environment/bin:/usr/")));
+    let documents = documents(&image).await;
+    assert!(documents.iter().any(|one| one.to_string().contains("pkg:pypi/joblib@1.5.2")), "{documents:?}");
+    assert!(documents.iter().any(|one| one["predicateType"] == "https://slsa.dev/provenance/v1"), "{documents:?}");
+
+    let blobs = ground.registry.blobs();
+    let again = place.ask(environment(&["joblib==1.5.2"])).await.unwrap();
+    assert_eq!((again.lookup, again.asked.len(), &again.image), (Lookup::Cached, 0, &built.image), "it is remembered");
+    place.forget(&built).await;
+    let found = place.ask(environment(&["joblib==1.5.2"])).await.unwrap();
+    assert_eq!((found.lookup, &found.image), (Lookup::Cached, &built.image));
+    assert_eq!(outcomes(&found.asked), [(RegistryRole::Workspace, RegistryOutcome::Found)]);
+    assert_eq!(ground.registry.blobs(), blobs, "nothing was pushed for that");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_environments_are_equal_images_byte_for_byte_and_a_global_one_is_copied() {
+    let test = "equal_environments_are_equal_images_byte_for_byte_and_a_global_one_is_copied";
+    let (Some(one), Some(two)) = (Ground::new(test).await, Ground::new(test).await) else { return };
+    let wanted = || environment(&["joblib==1.5.2", "inference-schema"]);
+    let built = match Place::new(&one.uv, &one.registry.address(), &[]).await.ask(wanted()).await {
+        Err(failure) if offline(test, &failure) => return,
+        answer => answer.unwrap(),
+    };
+    let elsewhere = Place::new(&two.uv, &two.registry.address(), &[]).await.ask(wanted()).await.unwrap();
+    // The two differ in where their base image is, which is part of neither layer.
+    let (first, second) = (pull(&reference(&built)).await.0, pull(&reference(&elsewhere)).await.0);
+    assert_eq!(first.layers[1].digest, second.layers[1].digest, "made twice, in two folders");
+
+    // A third registry has nothing; the first is its global one, and has the same base image under the same name.
+    let Some(three) = Ground::new(test).await else { return };
+    let base = format!("--base-image=3.11={}/python:3.11", one.registry.address());
+    let global = format!("--global-registry={}/kaai", one.registry.address());
+    let mut place = Place::new(&three.uv, &three.registry.address(), &[&base, &global]).await;
+    let copied = place.ask(wanted()).await.unwrap();
+    assert_eq!(copied.lookup, Lookup::Copied);
+    let found = [(RegistryRole::Workspace, RegistryOutcome::Missing), (RegistryRole::Global, RegistryOutcome::Found)];
+    assert_eq!(outcomes(&copied.asked), found);
+    assert_eq!(reference(&copied).digest(), reference(&built).digest());
+    assert_eq!(reference(&copied).registry(), three.registry.address());
+    pull(&reference(&copied)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_image_counts_by_what_its_name_stands_for_now() {
+    let test = "a_base_image_counts_by_what_its_name_stands_for_now";
+    let Some(ground) = Ground::new(test).await else { return };
+    let address = ground.registry.address();
+    let mut place = Place::new(&ground.uv, &address, &[]).await;
+    let managed = |image: &str| EnvironmentSpec {
+        user_managed: true,
+        base_image: Some(format!("{address}/{image}")),
+        ..EnvironmentSpec::default()
+    };
+    let first = place.ask(managed("python:3.11")).await.unwrap();
+    let by_digest = ground.registry.put(&ground.base, "python", "other");
+    let same = place.ask(managed(&format!("python@{by_digest}"))).await.unwrap();
+    assert_eq!(first.environment, same.environment, "two names of one image");
+    let Image::Container { interpreter, python, .. } = &first.image else { panic!() };
+    assert_eq!((interpreter.as_str(), python), ("python", &None), "its packages are its own");
+
+    let moved = tempfile::tempdir().unwrap();
+    changed(&ground.base, moved.path());
+    ground.registry.put(moved.path(), "python", "3.11");
+    let other = place.ask(managed("python:3.11")).await.unwrap();
+    assert_ne!(first.environment, other.environment, "the name has moved on to another image");
+}
+
+/// The same image with another configuration.
+fn changed(layout: &std::path::Path, into: &std::path::Path) {
+    let blob = |digest: &str| layout.join("blobs/sha256").join(digest.trim_start_matches("sha256:"));
+    let json = |path: PathBuf| serde_json::from_slice::<serde_json::Value>(&std::fs::read(path).unwrap()).unwrap();
+    let blobs = into.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let put = |value: &serde_json::Value| {
+        let bytes = serde_json::to_vec(value).unwrap();
+        let digest = proto::id::Digest::from_sha256(
+            sha2::Digest::finalize(sha2::Digest::chain_update(<sha2::Sha256 as sha2::Digest>::new(), &bytes)).into(),
+        );
+        std::fs::write(blobs.join(digest.hex()), &bytes).unwrap();
+        (digest.to_string(), bytes.len())
+    };
+    let mut index = json(layout.join("index.json"));
+    let mut manifest = json(blob(index["manifests"][0]["digest"].as_str().unwrap()));
+    let mut config = json(blob(manifest["config"]["digest"].as_str().unwrap()));
+    config["config"]["Env"][0] = "PATH=/usr/bin".into();
+    let layer = manifest["layers"][0]["digest"].as_str().unwrap().to_owned();
+    std::fs::copy(blob(&layer), blobs.join(layer.trim_start_matches("sha256:"))).unwrap();
+    let (digest, size) = put(&config);
+    manifest["config"]["digest"] = digest.into();
+    manifest["config"]["size"] = size.into();
+    index["manifests"][0]["digest"] = put(&manifest).0.into();
+    std::fs::write(into.join("index.json"), index.to_string()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_registry_lacks_or_refuses_is_said_in_words() {
+    let test = "what_a_registry_lacks_or_refuses_is_said_in_words";
+    let Some(ground) = Ground::new(test).await else { return };
+    let address = ground.registry.address();
+    let mut place = Place::new(&ground.uv, &address, &[]).await;
+    let on = |image: &str| EnvironmentSpec { base_image: Some(image.to_owned()), ..environment(&["joblib"]) };
+    let failure = place.ask(on(&format!("{address}/nothing:1"))).await.unwrap_err();
+    assert_eq!(failure.blame, Blame::Project);
+    assert!(failure.cause.contains(&format!("the base image {address}/nothing:1 does not exist")), "{failure:?}");
+    let mut other = environment(&["joblib"]);
+    other.conda.dependencies = vec!["python=3.8".to_owned()];
+    let failure = place.ask(other.clone()).await.unwrap_err();
+    assert!(failure.cause.contains("there is no base image for Python 3.8"), "{failure:?}");
+    assert!(failure.remedy.contains("(3.11)"), "{failure:?}");
+    other.base_image = Some(format!("{address}/python:3.11"));
+    let failure = place.ask(other).await.unwrap_err();
+    assert!(failure.cause.contains("has Python 3.11, and Python 3.8 is wanted"), "{failure:?}");
+    let failure = place.ask(EnvironmentSpec { docker_steps: Some("RUN true".to_owned()), ..environment(&["joblib"]) });
+    assert!(failure.await.unwrap_err().cause.contains("docker steps"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_falters_is_tried_again_and_one_that_is_down_is_said_so() {
+    let test = "a_registry_that_falters_is_tried_again_and_one_that_is_down_is_said_so";
+    let Some(ground) = Ground::new(test).await else { return };
+    let faults = [Fault::Status(429), Fault::Status(500), Fault::Cut];
+    let front = Front::start(&ground.registry.address(), &faults).await;
+    let mut place = Place::new(&ground.uv, &front.address, &[]).await;
+    let managed = || EnvironmentSpec {
+        user_managed: true,
+        base_image: Some(format!("{}/python:3.11", front.address)),
+        ..EnvironmentSpec::default()
+    };
+    place.ask(managed()).await.unwrap();
+    assert_eq!(front.left(), 0, "each fault was met");
+    drop(ground.registry);
+    let failure = place.ask(managed()).await.unwrap_err();
+    assert_eq!(failure.blame, Blame::Platform);
+    assert!(failure.cause.contains(&format!("the registry {} is not available", front.address)), "{failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_blob_is_found_out_before_it_is_in_an_image() {
+    let test = "a_damaged_blob_is_found_out_before_it_is_in_an_image";
+    let Some(ground) = Ground::new(test).await else { return };
+    let Some(other) = Registry::start().await else { return };
+    // The base image is in another registry, so that its blobs have to be copied.
+    let manifest = other.put(&ground.base, "python", "3.11");
+    let manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(other.blob(&manifest)).unwrap()).unwrap();
+    let layer = other.blob(manifest["layers"][0]["digest"].as_str().unwrap());
+    let mut bytes = std::fs::read(&layer).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&layer, bytes).unwrap();
+    // Where the base image's layer is there already it is not copied.
+    let Some(fresh) = Registry::start().await else { return };
+    let mut place = Place::new(&ground.uv, &fresh.address(), &[]).await;
+    let managed = EnvironmentSpec {
+        user_managed: true,
+        base_image: Some(format!("{}/python:3.11", other.address())),
+        ..EnvironmentSpec::default()
+    };
+    let failure = place.ask(managed).await.unwrap_err();
+    assert!(failure.cause.contains("damaged"), "{failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_is_used_where_there_is_one_and_asked_for_where_there_is_none() {
+    let test = "a_login_is_used_where_there_is_one_and_asked_for_where_there_is_none";
+    let Some(ground) = Ground::new(test).await else { return };
+    // The password is "hunter2".
+    let line = "kaai:$2y$05$TNutFtRPt6/Qlyx1exz4iuAYpT4mrf3235c3Q1v1YjikRWGC9GvaG";
+    let Some(locked) = Registry::with_login(line).await else { return };
+    locked.put(&ground.base, "python", "3.11");
+    let managed = EnvironmentSpec {
+        user_managed: true,
+        base_image: Some(format!("{}/python:3.11", locked.address())),
+        ..EnvironmentSpec::default()
+    };
+    let failure = Place::new(&ground.uv, &locked.address(), &[]).await.ask(managed.clone()).await.unwrap_err();
+    assert!(failure.cause.contains("refuses access") && failure.remedy.contains("--registry-login"), "{failure:?}");
+    let folder = tempfile::tempdir().unwrap();
+    let login = folder.path().join("config.json");
+    let text = serde_json::json!({ "auths": { locked.address(): { "username": "kaai", "password": "hunter2" } } });
+    std::fs::write(&login, text.to_string()).unwrap();
+    let option = format!("--registry-login={}", login.display());
+    let built = Place::new(&ground.uv, &locked.address(), &[&option]).await.ask(managed).await.unwrap();
+    assert_eq!(built.lookup, Lookup::Built);
+}
