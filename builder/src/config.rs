@@ -1,7 +1,8 @@
 //! The builder's settings: as typed ([`Args`]) and as checked ([`Config`]).
 
+mod images;
+
 use std::{
-    collections::BTreeMap,
     ffi::OsString,
     path::{Path, PathBuf},
     time::Duration,
@@ -10,11 +11,8 @@ use std::{
 use clap::ValueEnum;
 use runtime::config::CommonArgs;
 
-use crate::{
-    image::{self, Access, Images, Logins, Repository},
-    uv::Uv,
-    venv::Venv,
-};
+pub use self::images::{ImageArgs, ImageSettings};
+use crate::{image::Images, uv::Uv, venv::Venv};
 
 /// Finds or builds the environment of a project.
 #[derive(Debug, Clone, clap::Parser)]
@@ -26,24 +24,9 @@ pub struct Args {
     /// Folder that the environments lie in
     #[arg(long, env = "KAAI_ENVIRONMENTS", default_value = "/var/lib/kaai/environments", value_name = "FOLDER")]
     pub environments: PathBuf,
-    /// Registry (HOST[:PORT][/PREFIX]) that environments are pushed to as images; without it they are virtual environments of this machine
-    #[arg(long, env = "KAAI_REGISTRY", value_name = "REGISTRY")]
-    pub registry: Option<String>,
-    /// Registry with images that others have built, looked into before one is built here
-    #[arg(long, env = "KAAI_GLOBAL_REGISTRY", value_name = "REGISTRY", requires = "registry")]
-    pub global_registry: Option<String>,
-    /// Base image for environments that name none, for each Python: 3.11=registry.example.com/python:3.11
-    #[arg(long = "base-image", env = "KAAI_BASE_IMAGES", value_delimiter = ',', value_name = "3.MINOR=IMAGE")]
-    pub base_images: Vec<String>,
-    /// File with logins at registries, as Docker's config.json
-    #[arg(long, env = "KAAI_REGISTRY_LOGIN", value_name = "FILE")]
-    pub registry_login: Option<PathBuf>,
-    /// Certificate of an authority (PEM) to trust at registries besides the system's
-    #[arg(long, env = "KAAI_REGISTRY_CA", value_delimiter = ',', value_name = "FILE")]
-    pub registry_ca: Vec<PathBuf>,
-    /// Host (and port) of a registry that is spoken to without TLS, besides those on this machine
-    #[arg(long, env = "KAAI_INSECURE_REGISTRIES", value_delimiter = ',', value_name = "HOST[:PORT]")]
-    pub insecure_registry: Vec<String>,
+    /// Registries and base images.
+    #[command(flatten)]
+    pub images: ImageArgs,
     /// The uv program (0.4 or newer)
     #[arg(long, env = "KAAI_UV", default_value = "uv", value_name = "PROGRAM")]
     pub uv: PathBuf,
@@ -91,15 +74,6 @@ pub struct Config {
     pub images: Option<ImageSettings>,
     /// The times and numbers that hold for any maker.
     pub limits: Limits,
-}
-
-/// The registries and base images of a place with images, as read from [`Args`].
-#[derive(Debug, Clone)]
-pub struct ImageSettings {
-    workspace: Repository,
-    global: Option<Repository>,
-    bases: BTreeMap<u64, String>,
-    access: Access,
 }
 
 /// Times and numbers that hold for any maker.
@@ -173,7 +147,7 @@ impl TryFrom<Args> for Config {
             return Err(Error::Zero { name });
         }
         Ok(Self {
-            images: image_settings(&args).map_err(Error::Registry)?,
+            images: args.images.read().map_err(Error::Registry)?,
             environments: args.environments,
             uv: args.uv,
             python_downloads: args.python_downloads == PythonDownloads::Automatic,
@@ -187,31 +161,6 @@ impl TryFrom<Args> for Config {
             },
         })
     }
-}
-
-/// What the arguments say of registries, read whole: a wrong file or name is found out at the start.
-fn image_settings(args: &Args) -> Result<Option<ImageSettings>, String> {
-    let Some(registry) = &args.registry else { return Ok(None) };
-    let base = |text: &String| {
-        let (minor, image) =
-            text.split_once('=').and_then(|(python, image)| Some((python.strip_prefix("3.")?, image)))?;
-        Some((minor.parse().ok()?, image.to_owned()))
-    };
-    let bases = args.base_images.iter().map(|text| {
-        base(text).ok_or_else(|| format!("--base-image {text:?} is none: write 3.11=registry.example.com/python:3.11"))
-    });
-    let authority =
-        |path: &PathBuf| std::fs::read(path).map_err(|error| format!("--registry-ca {}: {error}", path.display()));
-    Ok(Some(ImageSettings {
-        workspace: Repository::read(registry)?,
-        global: args.global_registry.as_deref().map(Repository::read).transpose()?,
-        bases: bases.collect::<Result<_, _>>()?,
-        access: Access {
-            logins: args.registry_login.as_deref().map(Logins::read).transpose()?.unwrap_or_default(),
-            authorities: args.registry_ca.iter().map(authority).collect::<Result<_, _>>()?,
-            insecure: args.insecure_registry.clone(),
-        },
-    }))
 }
 
 fn default_pyenv() -> Option<PathBuf> {
@@ -245,15 +194,8 @@ impl Config {
 
     /// The maker of images, where this place has them.
     pub(crate) fn images(&self) -> Result<Option<Images>, Error> {
-        let Some(ImageSettings { workspace, global, bases, access }) = self.images.clone() else { return Ok(None) };
-        let settings = image::Settings {
-            workspace,
-            global,
-            bases,
-            access,
-            scratch: absolute(&self.environments).join("images"),
-            deadline: self.limits.build_deadline,
-        };
+        let Some(images) = self.images.clone() else { return Ok(None) };
+        let settings = images.with(absolute(&self.environments).join("images"), self.limits.build_deadline);
         let wrong = |why| Error::Registry(format!("--registry-ca: {why}"));
         Images::new(settings, self.uv()).map(Some).map_err(wrong)
     }

@@ -1,12 +1,12 @@
-//! Answers to those who ask for the log of a build.
+//! Answers to those who ask for the log of a build, or have a failure forgotten.
 
 use proto::{
     builder::EnvironmentRecord,
     id::EnvironmentHash,
-    query::{GetBuildLog, LogText, MAX_LOG_BYTES, Refusal},
+    query::{ForgetFailure, GetBuildLog, LogText, MAX_LOG_BYTES, Refusal},
 };
 use runtime::{
-    bus::Bucket,
+    bus::{Bucket, Error as BusError},
     store::{self, Store, build_log_key},
 };
 
@@ -39,6 +39,30 @@ pub(crate) async fn answer<M: Maker>(
         },
     };
     Ok(tail(&String::from_utf8_lossy(&text), query.lines))
+}
+
+/// Forgets a failure: the next request builds the environment again. One that is being built or is there is left alone.
+pub(crate) async fn forget(
+    query: &ForgetFailure,
+    bucket: &Bucket<EnvironmentRecord>,
+) -> Result<EnvironmentHash, Refusal> {
+    let unavailable = |error: BusError| Refusal::new("unavailable", error.to_string(), "try again");
+    let hash = find(&query.environment, bucket).await?;
+    let (kind, state, remedy) = match bucket.get(hash.as_str()).await.map_err(unavailable)? {
+        Some(entry) if matches!(entry.value, EnvironmentRecord::Failed { .. }) => {
+            return match bucket.delete_at(hash.as_str(), entry.revision).await {
+                // Somebody has begun to build it meanwhile, which is what was wanted.
+                Ok(()) | Err(BusError::Conflict(_)) => Ok(hash),
+                Err(error) => Err(unavailable(error)),
+            };
+        }
+        Some(entry) if matches!(entry.value, EnvironmentRecord::Building { .. }) => {
+            ("conflict", "is being built", "wait for it: `kaai env log` shows how far it is")
+        }
+        Some(_) => ("conflict", "is there", "deploy, which uses it"),
+        None => ("not-found", "has no failure that is remembered", "deploy, which builds it"),
+    };
+    Err(Refusal::new(kind, format!("environment {} {state}", hash.short()), remedy))
 }
 
 async fn find(digits: &str, bucket: &Bucket<EnvironmentRecord>) -> Result<EnvironmentHash, Refusal> {

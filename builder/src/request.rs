@@ -9,6 +9,7 @@ use proto::{
     deployer::{DeploymentFailed, DeploymentProgressed},
     event::Event,
     failure::{Failure, Stage},
+    id::EnvironmentHash,
     packager::ProjectPackaged,
 };
 use runtime::bus::{Bus, Delivery, Disposition, Error as BusError};
@@ -105,7 +106,7 @@ impl Request<'_> {
             Outcome::Failed { failure, remembered_until_ms: None } => self.fail(failure).await,
             Outcome::Failed { failure, remembered_until_ms: Some(until_ms) } => {
                 self.metrics.remembered_failures.inc();
-                self.fail(remembered(failure, until_ms)).await
+                self.fail(remembered(failure, &hash, until_ms)).await
             }
             Outcome::Interrupted => Verdict::Retry(HAND_BACK),
         }
@@ -181,12 +182,16 @@ fn warnings(plan: &Plan, image: &Image) -> Vec<String> {
     plan.warnings.iter().cloned().chain(other).collect()
 }
 
-fn remembered(failure: Failure, until_ms: u64) -> Failure {
+fn remembered(failure: Failure, hash: &EnvironmentHash, until_ms: u64) -> Failure {
     let until = i64::try_from(until_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     let until = until.map_or("later".to_owned(), |time| format!("after {time:.0}"));
     Failure {
         cause: format!("{} (remembered from an earlier build)", failure.cause),
-        remedy: format!("{}; the same environment is built again {until}, a changed one at once", failure.remedy),
+        remedy: format!(
+            "{}; the same environment is built again {until} or after `kaai env retry {}`, a changed one at once",
+            failure.remedy,
+            hash.short()
+        ),
         ..failure
     }
 }
@@ -285,9 +290,14 @@ mod tests {
 
     #[test]
     fn a_remembered_failure_says_so_and_until_when() {
-        let failure = remembered(Failure::project(Stage::Building, "no x", "write y"), 1_700_000_000_000);
+        let hash = EnvironmentHash::from_sha256([7; 32]);
+        let failure = remembered(Failure::project(Stage::Building, "no x", "write y"), &hash, 1_700_000_000_000);
         assert_eq!(failure.cause, "no x (remembered from an earlier build)");
-        assert!(failure.remedy.contains("built again after 2023-11-14T22:13:20Z"), "{}", failure.remedy);
+        assert!(
+            failure.remedy.contains("built again after 2023-11-14T22:13:20Z or after `kaai env retry 07070707`"),
+            "{}",
+            failure.remedy
+        );
     }
 
     #[test]

@@ -2,7 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use proto::{builder::EnvironmentRecord, packager::ProjectPackaged, query::GetBuildLog, subject};
+use proto::{
+    builder::EnvironmentRecord,
+    packager::ProjectPackaged,
+    query::{ForgetFailure, GetBuildLog},
+    subject,
+};
 use runtime::{
     Runtime,
     bus::{Bucket, Deliveries, Questions, Watch, WorkQueue},
@@ -25,6 +30,7 @@ pub async fn serve<M: Maker>(maker: M, limits: Limits, rt: Runtime) -> Result<()
     let bucket: Bucket<EnvironmentRecord> = rt.bus.bucket(subject::ENVIRONMENTS).await?;
     let watch = bucket.watch();
     let questions = rt.bus.answer::<GetBuildLog>().await?;
+    let orders = rt.bus.answer::<ForgetFailure>().await?;
     let queue = WorkQueue {
         consumer: "builder",
         subjects: vec![subject::any::<ProjectPackaged>()],
@@ -38,6 +44,7 @@ pub async fn serve<M: Maker>(maker: M, limits: Limits, rt: Runtime) -> Result<()
         take_requests(deliveries, flights.clone(), &rt, &metrics),
         hear_news(watch, &flights),
         answer_questions(questions, &flights, &bucket, &rt),
+        forget_failures(orders, &bucket, &rt),
     );
     rt.health.ready(false);
     Ok(())
@@ -57,6 +64,16 @@ async fn take_requests<M: Maker>(
 async fn hear_news<M: Maker>(mut watch: Watch<EnvironmentRecord>, flights: &Flights<M>) {
     while let Some(change) = watch.next().await {
         flights.hear(&change);
+    }
+}
+
+async fn forget_failures(mut orders: Questions<ForgetFailure>, bucket: &Bucket<EnvironmentRecord>, rt: &Runtime) {
+    while let Some(order) = orders.next().await {
+        let bucket = bucket.clone();
+        rt.tasks.spawn(async move {
+            let answered = question::forget(&order.query, &bucket).await;
+            order.reply(answered).await;
+        });
     }
 }
 

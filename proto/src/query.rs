@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    id::{Digest, Generation, ModelName, ReplicaId, ServiceName},
+    id::{Digest, EnvironmentHash, Generation, ModelName, ReplicaId, ServiceName},
     packager::{Archive, Model, ModelVersion},
 };
 
@@ -220,6 +220,19 @@ pub struct GetBuildLog {
 impl Query for GetBuildLog {
     const NAME: &'static str = "get-build-log";
     type Reply = LogText;
+}
+
+/// Has the builder forget that an environment could not be built, so that the next request builds it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ForgetFailure {
+    /// The hash of the environment, or its first digits (at least 6).
+    pub environment: String,
+}
+
+impl Query for ForgetFailure {
+    const NAME: &'static str = "forget-failure";
+    type Reply = EnvironmentHash;
 }
 
 /// A piece of a log; at most [`MAX_LOG_BYTES`].

@@ -7,8 +7,10 @@ use proto::{
     builder::{EnvironmentRecord, Image, Lookup},
     deployer::{DeploymentFailed, DeploymentProgressed},
     failure::Blame,
+    id::Workspace,
+    query::ForgetFailure,
 };
-use runtime::testing::until;
+use runtime::{bus::AskError, testing::until};
 
 use crate::harness::{LONG, Scene, World, environment, failure};
 
@@ -196,6 +198,37 @@ async fn a_failure_is_told_to_all_who_wait_and_remembered_until_it_expires() {
     scene.world.gate.notify_one();
     scene.resolved("again").await;
     assert_eq!(scene.begun(), 2);
+}
+
+#[tokio::test]
+async fn a_failure_that_is_forgotten_on_request_is_built_again_at_once() {
+    let mut scene = Scene::new(World { gated: true, ..World::default() }).await;
+    scene.limits.remember_project = LONG * 100;
+    let _builder = scene.builder().await;
+    *scene.world.failure.lock().unwrap() = Some(failure(Blame::Project));
+    let ask = async |environment: &str| {
+        let query = ForgetFailure { environment: environment.to_owned() };
+        scene.rt.bus.ask(&Workspace::default(), &query, LONG).await
+    };
+    let refused = async |environment: &str| match ask(environment).await {
+        Err(AskError::Refused(refusal)) => refusal.kind,
+        other => panic!("{other:?}"),
+    };
+    let hash = builder::identity::hash(&environment(&["x"])).unwrap();
+    assert_eq!(refused(hash.as_str()).await, "not-found");
+    scene.request("service", 1, environment(&["x"])).await;
+    scene.building(1).await;
+    assert_eq!(refused(hash.as_str()).await, "conflict", "it is being built");
+    scene.world.gate.notify_one();
+    scene.failed("service").await;
+    assert_eq!(ask(hash.short()).await.unwrap(), hash);
+    *scene.world.failure.lock().unwrap() = None;
+    scene.request("again", 2, environment(&["x"])).await;
+    scene.building(1).await;
+    scene.world.gate.notify_one();
+    scene.resolved("again").await;
+    assert_eq!(scene.begun(), 2);
+    assert_eq!(refused(hash.as_str()).await, "conflict", "it is there");
 }
 
 #[tokio::test]

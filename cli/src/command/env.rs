@@ -10,7 +10,7 @@ use packager::{
 };
 use proto::{
     id::{EnvironmentHash, ServiceName},
-    query::GetBuildLog,
+    query::{ForgetFailure, GetBuildLog},
     spec::EnvironmentSpec,
 };
 use serde_json::json;
@@ -46,6 +46,11 @@ enum Action {
         /// Another
         b: String,
     },
+    /// Build an environment again that could not be built, without waiting until that is forgotten
+    Retry {
+        /// The environment's hash, or its first digits (at least 6)
+        hash: String,
+    },
     /// Show the log of an environment's newest build
     Log {
         /// The environment's hash, or its first digits (at least 6)
@@ -68,6 +73,18 @@ pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
             let before = one(&a, reach).await?;
             let after = one(&b, reach).await?;
             why(&before, &after, format)
+        }
+        Action::Retry { hash } => {
+            let connection = reach.connect().await?;
+            let query = ForgetFailure { environment: hash };
+            let hash = connection.bus.ask(connection.workspace(), &query, ASK).await?;
+            match format {
+                Format::Json => output::json(&json!({ "environment": hash })),
+                Format::Text => {
+                    output::line(&format!("environment {} is built again when it is next asked for", hash.short()))
+                }
+            }
+            Ok(())
         }
         Action::Log { hash, folder, lines } => {
             let environment = match (hash, folder) {
