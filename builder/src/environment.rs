@@ -75,6 +75,16 @@ impl Refused {
 }
 
 impl Definition {
+    /// Whether something has to be run on the base image before packages are installed.
+    pub(crate) fn has_steps(&self) -> bool {
+        !self.docker_steps.is_empty() || !self.dockerfile.is_empty()
+    }
+
+    /// Whether the image brings the packages itself: it is said so, or a Dockerfile stands alone.
+    pub(crate) fn brings_packages(&self) -> bool {
+        self.user_managed || !self.dockerfile.is_empty() && self.pip.wanted.is_empty()
+    }
+
     /// Understands a specification.
     ///
     /// # Errors

@@ -8,9 +8,11 @@ mod assemble;
 mod attest;
 mod base;
 mod copy;
+mod engine;
 mod layer;
 mod login;
 mod registry;
+pub(crate) mod steps;
 
 use std::{
     collections::BTreeMap,
@@ -26,8 +28,8 @@ use proto::{
 };
 use tokio::time::{Instant, timeout};
 
+pub(crate) use self::{engine::Engine, login::Logins, registry::Access};
 use self::{layer::HOME, registry::Registries};
-pub(crate) use self::{login::Logins, registry::Access};
 use crate::{
     build_log::BuildLog,
     docker,
@@ -50,6 +52,9 @@ pub(crate) struct Images {
     global: Option<Repository>,
     /// The base image for each minor of Python 3, for environments that name none.
     bases: BTreeMap<u64, String>,
+    /// What runs docker steps, where there is one.
+    engine: Option<Engine>,
+    logins: Logins,
     uv: Uv,
     /// Where environments are filled before they are packed, and where is kept what is known of base images.
     scratch: PathBuf,
@@ -63,6 +68,7 @@ pub(crate) struct Settings {
     pub(crate) global: Option<Repository>,
     pub(crate) bases: BTreeMap<u64, String>,
     pub(crate) access: Access,
+    pub(crate) engine: Option<Engine>,
     pub(crate) scratch: PathBuf,
     pub(crate) deadline: Duration,
 }
@@ -94,6 +100,13 @@ impl Repository {
         Reference::with_tag(self.host.clone(), self.name.clone(), environment.to_string())
     }
 
+    /// Where the results of docker steps lie.
+    fn ground(&self, tag: &str) -> Reference {
+        let name = format!("{}/steps", self.name.trim_end_matches("/environments"));
+        let name = if self.name == "environments" { "steps".to_owned() } else { name };
+        Reference::with_tag(self.host.clone(), name, tag.to_owned())
+    }
+
     fn shown(&self) -> String {
         format!("{}/{}", self.host, self.name)
     }
@@ -106,9 +119,10 @@ impl Images {
     ///
     /// Fails when the certificate of an authority is none.
     pub(crate) fn new(settings: Settings, uv: Uv) -> Result<Self, String> {
-        let Settings { workspace, global, bases, access, scratch, deadline } = settings;
+        let Settings { workspace, global, bases, access, engine, scratch, deadline } = settings;
+        let logins = access.logins.clone();
         let registries = Registries::new(access)?;
-        Ok(Self { registries, workspace, global, bases, uv, scratch, deadline })
+        Ok(Self { registries, workspace, global, bases, engine, logins, uv, scratch, deadline })
     }
 
     /// The image that an environment stands on, by its digest of now.
@@ -126,6 +140,37 @@ impl Images {
             )),
             Err(error) => Err(error.into_failure()),
         }
+    }
+
+    /// Has a Dockerfile name digests.
+    async fn pin(&self, definition: &mut Definition) -> Result<(), Failure> {
+        let mut resolved = Vec::new();
+        for name in steps::images(&definition.dockerfile) {
+            let image = self.resolve(&name).await?;
+            resolved.push((name, image));
+        }
+        definition.dockerfile = steps::pinned(&definition.dockerfile, &resolved);
+        Ok(())
+    }
+
+    /// The image that packages are put on: the base image, or what docker steps make of it, which is kept for the next environment with them.
+    async fn ground(&self, plan: &Plan, log: &BuildLog) -> Result<Reference, Failure> {
+        let (Some(engine), Some(dockerfile)) = (&self.engine, &plan.dockerfile) else {
+            let base = plan.base.as_deref().unwrap_or_default();
+            return base.parse().map_err(|_| defect(format!("{base:?} is no base image")));
+        };
+        let failed = registry::Error::into_failure;
+        let image = self.workspace.ground(&steps::name(dockerfile));
+        let known = self.registries.digest(&image).await.map_err(failed)?;
+        if known.is_none() {
+            engine.build(dockerfile, &image, &self.logins, log).await?;
+        }
+        let digest = match known {
+            Some(digest) => Some(digest),
+            None => self.registries.digest(&image).await.map_err(failed)?,
+        };
+        let digest = digest.ok_or_else(|| defect(format!("{} was pushed and is not there", image.whole())))?;
+        Ok(image.clone_with_digest(digest))
     }
 
     /// The base image of an environment: its own, else that of this place for its Python.
@@ -205,11 +250,21 @@ impl Images {
 
 impl Maker for Images {
     async fn plan(&self, mut definition: Definition) -> Result<Planned, Failure> {
-        let mut plan = Plan::on_image(&definition).map_err(Refused::into_failure)?;
-        let base = self.resolve(&self.base_of(&definition, &plan)?).await?;
-        // The digest counts, not the name: two names of one image are one, and a name that moved on is another.
-        definition.base_image = Some(base.whole());
-        plan.base = Some(base.whole());
+        let mut plan = Plan::on_image(&definition, self.engine.is_some()).map_err(Refused::into_failure)?;
+        // Digests count, not names: two names of one image are one, and a name that moved on is another.
+        let base = if definition.dockerfile.is_empty() {
+            let base = self.resolve(&self.base_of(&definition, &plan)?).await?;
+            definition.base_image = Some(base.whole());
+            base.whole()
+        } else {
+            self.pin(&mut definition).await?;
+            definition.base_image = None;
+            String::new()
+        };
+        if let Some(engine) = self.engine.as_ref().filter(|_| definition.has_steps()) {
+            plan.dockerfile = Some(steps::text(&base, &definition, engine.has_certificates()));
+        }
+        plan.base = Some(base);
         plan.facts = identity::facts_of(&definition);
         Ok(Planned { hash: identity::hash_of(&definition), plan })
     }
@@ -244,6 +299,10 @@ fn relocated(image: Image, to: &Reference) -> Image {
         Image::Container { interpreter, python, .. } => Image::Container { reference: to.whole(), interpreter, python },
         other @ Image::VirtualEnvironment { .. } => other,
     }
+}
+
+fn defect(cause: String) -> Failure {
+    Failure::platform(Stage::Building, cause, "this is a defect of kaai; please report it")
 }
 
 /// A folder for one making, which goes with its handle.

@@ -6,6 +6,7 @@ use crate::{
     conda::Versions,
     environment::{Definition, Problem, Refused},
     identity::Fact,
+    image::steps,
 };
 
 /// The scoring server, which every service needs. Older ones cannot be served as `server.entry:app`.
@@ -40,6 +41,8 @@ pub struct Plan {
     pub(crate) warnings: Vec<String>,
     /// The image that it stands on, by digest; none in a place without images.
     pub(crate) base: Option<String>,
+    /// What an engine runs before packages are installed, if anything.
+    pub(crate) dockerfile: Option<String>,
     /// Whether that image brings the packages, so that none are installed.
     pub(crate) user_managed: bool,
     /// What was hashed, for the image's statement of origin.
@@ -73,9 +76,13 @@ impl Plan {
     /// # Errors
     ///
     /// Fails with all that cannot be installed there.
-    pub(crate) fn on_image(definition: &Definition) -> Result<Self, Refused> {
+    pub(crate) fn on_image(definition: &Definition, engine: bool) -> Result<Self, Refused> {
         let mut problems = Vec::new();
-        refuse_what_only_docker_builds(definition, &mut problems);
+        if engine {
+            problems.extend(steps::problem(definition));
+        } else {
+            refuse_what_only_docker_builds(definition, &mut problems);
+        }
         if definition.user_managed && definition.base_image.is_none() && definition.dockerfile.is_empty() {
             problems.push(Problem::new(
                 "the environment's packages are those of its image (userManagedDependencies), and it names none",
@@ -116,7 +123,8 @@ impl Plan {
             listed: listed(definition),
             warnings: Vec::new(),
             base: None,
-            user_managed: definition.user_managed,
+            dockerfile: None,
+            user_managed: definition.brings_packages(),
             facts: Vec::new(),
         })
     }
@@ -139,8 +147,7 @@ fn listed(definition: &Definition) -> Vec<(String, String)> {
 }
 
 fn refuse_what_only_an_image_has(definition: &Definition, problems: &mut Vec<Problem>) {
-    let dockerfile_alone = !definition.dockerfile.is_empty() && definition.pip.wanted.is_empty();
-    if definition.user_managed || dockerfile_alone {
+    if definition.brings_packages() {
         let whose = match (&definition.base_image, definition.user_managed) {
             (Some(image), true) => format!("the image {image} (userManagedDependencies)"),
             (None, true) => "the image (userManagedDependencies)".to_owned(),

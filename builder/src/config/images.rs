@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use crate::image::{Access, Logins, Repository, Settings};
+use crate::image::{Access, Engine, Logins, Repository, Settings};
 
 /// Registries and base images, as typed.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -22,6 +22,12 @@ pub struct ImageArgs {
     /// Certificate of an authority (PEM) to trust at registries besides the system's
     #[arg(long, env = "KAAI_REGISTRY_CA", value_delimiter = ',', value_name = "FILE")]
     pub registry_ca: Vec<PathBuf>,
+    /// Docker engine (unix:// and the path of its socket) that runs docker steps and Dockerfiles; without it they are refused
+    #[arg(long, env = "KAAI_BUILD_ENGINE", value_name = "ADDRESS")]
+    pub build_engine: Option<String>,
+    /// Certificates of authorities (PEM) that docker steps should trust; they stay in no image
+    #[arg(long, env = "KAAI_BUILD_CA", value_name = "FILE", requires = "build_engine")]
+    pub build_ca: Option<PathBuf>,
     /// Host (and port) of a registry that is spoken to without TLS, besides those on this machine
     #[arg(long, env = "KAAI_INSECURE_REGISTRIES", value_delimiter = ',', value_name = "HOST[:PORT]")]
     pub insecure_registry: Vec<String>,
@@ -34,6 +40,7 @@ pub struct ImageSettings {
     global: Option<Repository>,
     bases: BTreeMap<u64, String>,
     access: Access,
+    engine: Option<Engine>,
 }
 
 impl ImageArgs {
@@ -53,8 +60,11 @@ impl ImageArgs {
             base(text)
                 .ok_or_else(|| format!("--base-image {text:?} is none: write 3.11=registry.example.com/python:3.11"))
         });
-        let authority =
-            |path: &PathBuf| std::fs::read(path).map_err(|error| format!("--registry-ca {}: {error}", path.display()));
+        let read = |name: &str, path: &PathBuf| {
+            std::fs::read(path).map_err(|error| format!("{name} {}: {error}", path.display()))
+        };
+        let authority = |path: &PathBuf| read("--registry-ca", path);
+        let build_ca = self.build_ca.as_ref().map(|path| read("--build-ca", path)).transpose()?;
         Ok(Some(ImageSettings {
             workspace: Repository::read(registry)?,
             global: self.global_registry.as_deref().map(Repository::read).transpose()?,
@@ -64,6 +74,7 @@ impl ImageArgs {
                 authorities: self.registry_ca.iter().map(authority).collect::<Result<_, _>>()?,
                 insecure: self.insecure_registry.clone(),
             },
+            engine: self.build_engine.as_deref().map(|address| Engine::at(address, build_ca)).transpose()?,
         }))
     }
 }
@@ -71,7 +82,7 @@ impl ImageArgs {
 impl ImageSettings {
     /// What the maker of images needs.
     pub(crate) fn with(self, scratch: PathBuf, deadline: Duration) -> Settings {
-        let Self { workspace, global, bases, access } = self;
-        Settings { workspace, global, bases, access, scratch, deadline }
+        let Self { workspace, global, bases, access, engine } = self;
+        Settings { workspace, global, bases, access, engine, scratch, deadline }
     }
 }

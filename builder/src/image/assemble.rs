@@ -2,18 +2,11 @@
 
 use std::path::Path;
 
-use oci_distribution::{
-    Reference,
-    manifest::{
-        IMAGE_CONFIG_MEDIA_TYPE, IMAGE_DOCKER_LAYER_GZIP_MEDIA_TYPE, IMAGE_DOCKER_LAYER_TAR_MEDIA_TYPE,
-        IMAGE_LAYER_GZIP_MEDIA_TYPE, IMAGE_LAYER_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OciDescriptor, OciImageManifest,
-    },
+use oci_distribution::manifest::{
+    IMAGE_CONFIG_MEDIA_TYPE, IMAGE_DOCKER_LAYER_GZIP_MEDIA_TYPE, IMAGE_DOCKER_LAYER_TAR_MEDIA_TYPE,
+    IMAGE_LAYER_GZIP_MEDIA_TYPE, IMAGE_LAYER_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OciDescriptor, OciImageManifest,
 };
-use proto::{
-    builder::Image,
-    failure::{Failure, Stage},
-    id::EnvironmentHash,
-};
+use proto::{builder::Image, failure::Failure, id::EnvironmentHash};
 use serde_json::{Value, json};
 use tokio::try_join;
 
@@ -40,14 +33,7 @@ struct Packages {
 impl Images {
     pub(super) async fn assemble(&self, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Image, Failure> {
         let failed = registry::Error::into_failure;
-        let base = plan.base.as_deref().unwrap_or_default();
-        let base: Reference = base.parse().map_err(|_| {
-            Failure::platform(
-                Stage::Building,
-                format!("{base:?} is no base image"),
-                "this is a defect of kaai; please report it",
-            )
-        })?;
+        let base = self.ground(plan, log).await?;
         log.line(&format!("base image {}", base.whole()));
         let base = Base::fetch(&self.registries, base).await.map_err(failed)?;
         let to = self.workspace.image(hash);

@@ -61,6 +61,16 @@ impl Logins {
     }
 }
 
+impl Logins {
+    /// Host, user and password of each.
+    pub(super) fn each(&self) -> impl Iterator<Item = (&str, &str, &str)> {
+        self.0.iter().filter_map(|(host, login)| match login {
+            RegistryAuth::Basic(user, password) => Some((host.as_str(), user.as_str(), password.as_str())),
+            _ => None,
+        })
+    }
+}
+
 impl Entry {
     fn login(self) -> Option<RegistryAuth> {
         if !self.username.is_empty() {

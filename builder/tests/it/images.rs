@@ -9,6 +9,8 @@ use proto::{
     builder::{Image, ImageResolved, Lookup, RegistryAsked, RegistryOutcome, RegistryRole},
     deployer::DeploymentFailed,
     failure::{Blame, Failure},
+    id::Workspace,
+    query::GetBuildLog,
     spec::EnvironmentSpec,
 };
 use runtime::{
@@ -81,6 +83,12 @@ impl Place {
             self.scene.said::<DeploymentFailed>(&service).await.pop().map(|failed| Err(failed.failure))
         })
         .await
+    }
+
+    /// The log of an environment's build.
+    async fn log(&self, resolved: &ImageResolved) -> String {
+        let query = GetBuildLog { environment: resolved.environment.to_string(), lines: 1000 };
+        self.scene.rt.bus.ask(&Workspace::default(), &query, VERY_LONG).await.unwrap().lines.join("\n")
     }
 
     /// Has the builder forget what it knows of an environment.
@@ -348,4 +356,62 @@ async fn a_login_is_used_where_there_is_one_and_asked_for_where_there_is_none() 
     let option = format!("--registry-login={}", login.display());
     let built = Place::new(&ground.uv, &locked.address(), &[&option]).await.ask(managed).await.unwrap();
     assert_eq!(built.lookup, Lookup::Built);
+}
+
+/// The socket of a Docker engine on this machine.
+fn engine(test: &str) -> Option<String> {
+    let socket = "/var/run/docker.sock";
+    if std::os::unix::net::UnixStream::connect(socket).is_err() {
+        skip(test, &format!("no Docker engine answers at {socket}"));
+        return None;
+    }
+    Some(format!("unix://{socket}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_steps_are_run_once_for_all_environments_with_them() {
+    let test = "docker_steps_are_run_once_for_all_environments_with_them";
+    let (Some(ground), Some(engine)) = (Ground::new(test).await, engine(test)) else { return };
+    let address = ground.registry.address();
+    let mut place = Place::new(&ground.uv, &address, &[&format!("--build-engine={engine}")]).await;
+    // The base image has no shell, and each run of this test has a step of its own, so that no engine remembers it.
+    let mark = address.replace([':', '.'], "-");
+    let python = |code: &str| format!("RUN [\"/usr/bin/python3\", \"-c\", \"{code}\"]");
+    let steps = format!(
+        "{}\nENV MARK={mark}",
+        python(&format!("print('step {mark}'); open('/etc/mark', 'w').write('{mark}')"))
+    );
+    let with = |pip: &[&str]| EnvironmentSpec { docker_steps: Some(steps.clone()), ..environment(pip) };
+    let built = match place.ask(with(&["joblib==1.5.2"])).await {
+        Err(failure) if offline(test, &failure) => return,
+        answer => answer.unwrap(),
+    };
+    let (manifest, config) = pull(&reference(&built)).await;
+    assert_eq!(manifest.layers.len(), 3, "the base image's layer, the step's, and one of packages");
+    let variables = config["config"]["Env"].to_string();
+    assert!(
+        variables.contains(&format!("MARK={mark}")) && variables.contains("/opt/kaai/environment/bin"),
+        "{variables}"
+    );
+    assert!(manifest.layers.iter().all(|layer| layer.media_type.contains("vnd.oci")), "{manifest:?}");
+    let log = place.log(&built).await;
+    assert!(log.contains(&format!("step {mark}")) && !log.contains("--mount"), "{log}");
+
+    let other = place.ask(with(&["joblib==1.5.1"])).await.unwrap();
+    assert_ne!(other.environment, built.environment);
+    let again = pull(&reference(&other)).await.0;
+    assert_eq!(again.layers[1].digest, manifest.layers[1].digest);
+    assert!(!place.log(&other).await.contains("step "), "nothing was run for it");
+
+    let dockerfile = format!("FROM {address}/python:3.11\n{}", python(&format!("open('/etc/{mark}', 'w')")));
+    let alone = EnvironmentSpec { dockerfile: Some(dockerfile), ..EnvironmentSpec::default() };
+    let own = place.ask(alone).await.unwrap();
+    let Image::Container { interpreter, .. } = &own.image else { panic!() };
+    assert_eq!((interpreter.as_str(), pull(&reference(&own)).await.0.layers.len()), ("python", 2));
+
+    let steps = Some(python("import sys; print('the archive is gone'); sys.exit(9)"));
+    let failure = place.ask(EnvironmentSpec { docker_steps: steps, ..environment(&["joblib"]) }).await.unwrap_err();
+    assert_eq!(failure.blame, Blame::Project);
+    assert!(failure.cause.contains("a docker step failed") && failure.cause.contains("exit code: 9"), "{failure:?}");
+    assert_eq!(failure.details.last().unwrap(), "the archive is gone");
 }
