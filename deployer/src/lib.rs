@@ -27,6 +27,7 @@ pub mod conformance;
 pub mod decide;
 pub mod diagnose;
 pub mod fake;
+mod host;
 pub mod keys;
 mod metrics;
 pub mod process;
@@ -43,7 +44,7 @@ pub use crate::config::{Args, Config, OnStop};
 pub enum Error {
     /// The place for replicas cannot be used.
     #[error(transparent)]
-    Place(#[from] process::Error),
+    Place(#[from] host::Error),
     /// The deployer's own key cannot be had.
     #[error(transparent)]
     Keys(#[from] keys::Error),

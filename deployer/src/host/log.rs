@@ -24,9 +24,13 @@ pub(super) const KEPT: usize = 20;
 
 /// The folder of all logs: `<workspace>/<service>/<generation>-<replica>.log`, the part before the last cut beside it as `.log.1`.
 #[derive(Debug, Clone)]
-pub(super) struct Logs(pub(super) PathBuf);
+pub(super) struct Logs(PathBuf);
 
 impl Logs {
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Self(folder)
+    }
+
     fn folder(&self, workspace: &Workspace, service: &ServiceName) -> PathBuf {
         self.0.join(workspace.as_str()).join(service.as_str())
     }
@@ -85,7 +89,7 @@ impl Logs {
 }
 
 /// Opens a log to write to its end.
-pub(super) fn open(path: &Path) -> io::Result<File> {
+pub(crate) fn open(path: &Path) -> io::Result<File> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
@@ -170,7 +174,7 @@ mod tests {
     impl Case {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let logs = Logs(folder.path().to_owned());
+            let logs = Logs::new(folder.path().to_owned());
             Self { _folder: folder, logs, workspace: Workspace::default(), service: "ridge".parse().unwrap() }
         }
 

@@ -25,7 +25,7 @@ const IN_USE: Duration = Duration::from_secs(600);
 
 /// The cache of fetched archives.
 #[derive(Clone)]
-pub(super) struct Archives {
+pub(crate) struct Archives {
     folder: PathBuf,
     /// How many bytes are kept at most.
     most: u64,
@@ -44,7 +44,7 @@ impl Archives {
     /// # Errors
     ///
     /// Fails in words for the user, and when it is given up.
-    pub(super) async fn unpack(
+    pub(crate) async fn unpack(
         &self,
         digest: &Digest,
         into: &Path,
@@ -178,7 +178,7 @@ fn damaged(digest: &Digest) -> Failure {
 }
 
 /// A file of this machine could not be written.
-pub(super) fn disk(path: &Path, error: &io::Error) -> Failure {
+pub(crate) fn disk(path: &Path, error: &io::Error) -> Failure {
     let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
     let cause = if full {
         format!("no space is left for {}", path.display())
