@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -94,6 +94,14 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
         fs::create_dir_all(folder)?;
     }
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+/// Writes a log anew. The file stays the same one: its birth says when its replica was started.
+pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = open(path)?;
+    // One who reads meanwhile gets less of it, and will ask again.
+    file.set_len(0)?;
+    file.write_all(text)
 }
 
 /// Cuts a log that has grown too large; what it held is kept until the next time.
