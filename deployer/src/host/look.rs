@@ -125,8 +125,8 @@ impl Look {
         }
         let now = clock::monotonic();
         let stuck = supervisor.folder.heartbeats(self.kept.workers).into_iter().any(|path| {
-            let touched =
-                std::fs::metadata(path).map_or(now, |file| file.mtime() as f64 + file.mtime_nsec() as f64 / 1e9);
+            let touched = std::fs::symlink_metadata(path)
+                .map_or(now, |file| file.mtime() as f64 + file.mtime_nsec() as f64 / 1e9);
             now - touched > self.kept.worker_timeout as f64
         });
         stuck.then(|| {

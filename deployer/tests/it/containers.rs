@@ -172,10 +172,10 @@ async fn no_other_container_reaches_a_replica() {
     let container = dock.docker.inspect_container(&dock.name("r-1"), None).await.unwrap();
     let networks = container.network_settings.unwrap().networks.unwrap();
     let address = networks.values().next().unwrap().ip_address.clone().unwrap();
-    let call = |address: &str| format!("socket.create_connection(('{address}', 8000), timeout=2).close()");
-    assert_eq!(evaluate(&first, &call("127.0.0.1")).await, Value::Null, "somebody listens there");
+    let call = |address: &str| format!("'reached' if socket.create_connection(('{address}', 8000), timeout=2) else ''");
+    assert_eq!(evaluate(&first, &call(&address)).await, json!("reached"), "somebody listens there");
     let refused = evaluate(&second, &call(&address)).await;
-    assert!(refused.is_string(), "{address} is reached: {refused}");
+    assert!(refused.as_str().unwrap().contains("timed out"), "{address}: {refused}");
     let seen = evaluate(&second, "os.listdir('/run/kaai')").await;
     assert_eq!(seen.as_array().unwrap().iter().filter(|name| **name == json!("s")).count(), 1, "its own socket alone");
     backend.end(GRACE).await;
@@ -304,13 +304,17 @@ async fn what_keeps_a_container_from_starting_is_said_in_words() {
         ("r-1", folder, "this place runs containers, and the environment is a folder of a machine".to_owned()),
         ("r-2", with(&zeros, "python"), format!("the image {zeros} is gone")),
         ("r-3", with(&away, "python"), format!("the image {away} cannot be had: ")),
-        ("r-4", with(&dock.base().await, "/no/python"), "the container cannot be started: ".to_owned()),
-        ("r-5", no_script, "the project has no score.py".to_owned()),
+        ("r-4", no_script, "the project has no score.py".to_owned()),
     ] {
         let ended = start(&backend, order(replica, &release), has_exited).await;
         let failure = exit(&backend, ended).await.cause.unwrap();
         assert!(failure.cause.starts_with(&cause), "{failure}");
     }
+    let no_python = with(&dock.base().await, "/no/python");
+    let ended = start(&backend, order("r-5", &no_python), has_exited).await;
+    let exit = exit(&backend, ended).await;
+    let failure = deployer::diagnose::failure(&exit, &no_python, &"ridge".parse().unwrap());
+    assert!(failure.cause.contains("exit code 127") && failure.cause.contains("/no/python"), "{failure}");
     assert!(dock.containers().await.is_empty(), "nothing is left of them");
     backend.end(GRACE).await;
 }

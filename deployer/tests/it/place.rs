@@ -5,7 +5,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::Command,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -78,8 +78,9 @@ fn run(command: &mut Command) -> Option<()> {
     command.status().ok()?.success().then_some(())
 }
 
+#[derive(Clone)]
 pub(crate) struct Place {
-    pub(crate) folder: tempfile::TempDir,
+    pub(crate) folder: Arc<tempfile::TempDir>,
     pub(crate) store: Store,
     /// The environment of its releases.
     pub(crate) image: Image,
@@ -113,7 +114,7 @@ impl Place {
     }
 
     pub(crate) fn of(image: Image) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Arc::new(tempfile::tempdir().unwrap());
         let store = Store::open(folder.path().join("store").to_str().unwrap()).unwrap();
         Self { folder, store, image }
     }
