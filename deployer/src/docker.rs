@@ -28,7 +28,12 @@ use runtime::{shutdown::Tasks, store::Store};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use self::{api::Api, container::Plan, network::Network, unit::Container};
+use self::{
+    api::{Abilities, Api},
+    container::Plan,
+    network::Network,
+    unit::Container,
+};
 use crate::{
     backend::Order,
     host::{
@@ -134,7 +139,7 @@ pub struct Containers {
     state: PathBuf,
     processes: u64,
     archives: Archives,
-    missing: Option<String>,
+    abilities: Abilities,
     tasks: Tasks,
 }
 
@@ -159,7 +164,7 @@ impl DockerBackend {
         }
         let api = Api::connect(&settings.engine).await?;
         let failed = |why: api::Error| Error::Engine { address: settings.engine.clone(), why: why.to_string() };
-        let missing = api.limits_missing().await.map_err(failed)?;
+        let abilities = api.abilities().await.map_err(failed)?;
         let ground = Ground::take(&place, "docker", LAYOUT)?;
         let archives = ground.archives(&place, store, &tasks);
         let engine = Containers {
@@ -171,7 +176,7 @@ impl DockerBackend {
             tasks: tasks.clone(),
             api,
             user,
-            missing,
+            abilities,
             settings,
         };
         Ok(Self::begin(ground, engine, archives, place.variables, tasks).await)
@@ -215,7 +220,7 @@ impl Engine for Containers {
     type Unit = Container;
 
     fn limits_missing(&self) -> Option<&str> {
-        self.missing.as_deref()
+        self.abilities.missing.as_deref()
     }
 
     async fn environment(&self, image: &Image) -> Result<Environment, Failure> {
@@ -267,6 +272,7 @@ impl Engine for Containers {
             user: self.user,
             network: self.network.name(),
             processes: self.processes,
+            cores: self.abilities.cores,
             on_host: &|path| self.on_host(path),
         };
         let id = self.api.create(&container::name(&self.identity, &start.order.replica), plan.body()?).await;
@@ -275,7 +281,7 @@ impl Engine for Containers {
         let asked = spec.resources.cpu_limit.is_some() || spec.resources.memory_gb_limit.is_some();
         let models = spec.models.iter().map(|model| model.digest.clone()).collect();
         let unit = self.container(id, models, start.folder);
-        Ok(Made { unit, unlimited: self.missing.clone().filter(|_| asked) })
+        Ok(Made { unit, unlimited: self.abilities.missing.clone().filter(|_| asked) })
     }
 
     async fn adopt(&self, kept: &Kept, folder: &Folder) -> Option<Container> {

@@ -20,6 +20,8 @@ use super::container::REPLICA;
 
 /// How long one answer of the engine may take.
 const ANSWER: Duration = Duration::from_secs(60);
+/// How long an end is waited for before it is asked whether there was one: an engine that is gone may leave us waiting.
+const WAIT: Duration = Duration::from_secs(60);
 /// How long it may take to fetch an image.
 const PULL: Duration = Duration::from_secs(900);
 /// How long an engine that is away is waited for before something is given up.
@@ -34,6 +36,14 @@ const BYTES: usize = 4 << 20;
 /// The engine. Clones share its connections.
 #[derive(Clone)]
 pub(super) struct Api(Docker);
+
+/// What the engine's host can do.
+pub(super) struct Abilities {
+    /// Why CPU or memory cannot be limited; `None` when they can.
+    pub(super) missing: Option<String>,
+    /// How many cores there are.
+    pub(super) cores: f64,
+}
 
 /// A call was not answered as wished.
 #[derive(Debug, thiserror::Error)]
@@ -96,11 +106,15 @@ impl Api {
         within(ANSWER, docker.negotiate_version()).await.map(Self).map_err(failed)
     }
 
-    /// Why the engine cannot limit CPU or memory; `None` when it can.
-    pub(super) async fn limits_missing(&self) -> Result<Option<String>, Error> {
+    /// What the engine's host can do.
+    pub(super) async fn abilities(&self) -> Result<Abilities, Error> {
         let info = within(ANSWER, self.0.info()).await?;
         let can = info.memory_limit.unwrap_or_default() && info.cpu_cfs_quota.unwrap_or_default();
-        Ok((!can).then(|| "the Docker engine cannot limit CPU and memory on this host".to_owned()))
+        let missing = (!can).then(|| "the Docker engine cannot limit CPU and memory on this host".to_owned());
+        Ok(Abilities {
+            missing,
+            cores: info.ncpu.filter(|cores| *cores > 0).map_or(f64::INFINITY, |cores| cores as f64),
+        })
     }
 
     pub(super) async fn image(&self, reference: &str) -> Result<Option<ImageInspect>, Error> {
@@ -146,7 +160,7 @@ impl Api {
     pub(super) async fn wait(&self, id: &str) {
         let options = WaitContainerOptions { condition: "not-running".to_owned() };
         // An exit code of another kind than 0 is an error here; the container's state says it in any case.
-        let _ = self.0.wait_container(id, Some(options)).next().await;
+        let _ = timeout(WAIT, self.0.wait_container(id, Some(options)).next()).await;
     }
 
     /// Sends a signal to the main process; one that has ended is fine.

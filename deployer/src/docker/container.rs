@@ -58,6 +58,8 @@ pub(super) struct Plan<'a> {
     pub(super) user: User,
     pub(super) network: &'a str,
     pub(super) processes: u64,
+    /// How many cores there are.
+    pub(super) cores: f64,
     /// A path of this host as the engine sees it.
     pub(super) on_host: &'a (dyn Fn(&Path) -> PathBuf + Sync),
 }
@@ -117,7 +119,7 @@ impl Plan<'_> {
             pids_limit: Some(i64::try_from(self.processes).unwrap_or(i64::MAX)),
             ..HostConfig::default()
         };
-        limited(config, &self.start.order.release.spec.resources)
+        limited(config, &self.start.order.release.spec.resources, self.cores)
     }
 
     fn mounts(&self) -> Vec<Mount> {
@@ -141,7 +143,7 @@ impl Plan<'_> {
 }
 
 /// Adds what a replica may use.
-fn limited(config: HostConfig, resources: &Resources) -> HostConfig {
+fn limited(config: HostConfig, resources: &Resources, cores: f64) -> HostConfig {
     let memory = resources.memory_gb_limit.map(|limit| (limit * GIB) as i64);
     let gpu = DeviceRequest {
         driver: Some("nvidia".to_owned()),
@@ -151,8 +153,8 @@ fn limited(config: HostConfig, resources: &Resources) -> HostConfig {
     };
     HostConfig {
         cpu_shares: Some((resources.cpu * 1024.0).clamp(2.0, 262_144.0) as i64),
-        // The engine takes no less than a hundredth of a core.
-        nano_cpus: resources.cpu_limit.map(|limit| ((limit * 1e9) as i64).max(10_000_000)),
+        // The engine takes no less than a hundredth of a core, and no more than there are.
+        nano_cpus: resources.cpu_limit.map(|limit| (limit.min(cores) * 1e9) as i64).map(|limit| limit.max(10_000_000)),
         memory,
         // Equal to the memory: nothing is swapped out beyond the limit.
         memory_swap: memory,
@@ -167,12 +169,14 @@ mod tests {
 
     #[test]
     fn limits_are_those_of_the_specification_and_no_more() {
-        let none = limited(HostConfig::default(), &Resources { cpu: 0.5, ..Resources::default() });
+        let none = limited(HostConfig::default(), &Resources { cpu: 0.5, ..Resources::default() }, 2.0);
         assert_eq!((none.cpu_shares, none.nano_cpus, none.memory, none.device_requests), (Some(512), None, None, None));
         let resources = Resources { cpu_limit: Some(1.5), memory_gb_limit: Some(0.5), gpu: 2, ..Resources::default() };
-        let some = limited(HostConfig::default(), &resources);
+        let some = limited(HostConfig::default(), &resources, 2.0);
         assert_eq!(some.nano_cpus, Some(1_500_000_000));
         assert_eq!((some.memory, some.memory_swap), (Some(1 << 29), Some(1 << 29)));
+        let few = limited(HostConfig::default(), &resources, 1.0);
+        assert_eq!(few.nano_cpus, Some(1_000_000_000), "a host with fewer cores gives all it has");
         assert_eq!(some.device_requests.unwrap()[0].count, Some(2));
     }
 }
