@@ -284,6 +284,10 @@ impl Engine for Containers {
         Ok(Made { unit, unlimited: self.abilities.missing.clone().filter(|_| asked) })
     }
 
+    fn seal(&self, folder: &Folder) -> std::io::Result<()> {
+        if self.foreign() { owner::close(folder) } else { Ok(()) }
+    }
+
     async fn adopt(&self, kept: &Kept, folder: &Folder) -> Option<Container> {
         let handle: Handle = serde_json::from_value(kept.handle.clone()?).ok()?;
         let state = self.api.state_patiently(&handle.container).await?;

@@ -139,6 +139,11 @@ impl Engine for Processes {
         make().map(|unit| Made { unit, unlimited }).map_err(|error| cannot_start(&error))
     }
 
+    /// Replicas have the deployer's own user, who may do anything.
+    fn seal(&self, _folder: &Folder) -> std::io::Result<()> {
+        Ok(())
+    }
+
     async fn adopt(&self, kept: &Kept, _folder: &Folder) -> Option<Process> {
         let id: ProcessId = serde_json::from_value(kept.handle.clone()?).ok()?;
         let main = MainProcess::adopt(&id).ok()?;

@@ -27,6 +27,13 @@ pub(super) fn hand_over(folder: &Folder, user: Option<User>) -> io::Result<()> {
     fs::set_permissions(folder.own(), Permissions::from_mode(0o2770))
 }
 
+/// Lets nothing be made, moved or deleted in a replica's folder any more; in the folders below it may still write.
+///
+/// Whoever could put a link in the socket's place could have the router's requests, and the router's rights on other sockets.
+pub(super) fn close(folder: &Folder) -> io::Result<()> {
+    fs::set_permissions(folder.own(), Permissions::from_mode(0o2750))
+}
+
 fn give(path: &Path, user: User) -> io::Result<()> {
     lchown(path, Some(user.uid), Some(user.gid))?;
     if fs::symlink_metadata(path)?.is_dir() {

@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeMap,
     future::Future,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -50,6 +51,13 @@ pub trait Engine: Send + Sync + 'static {
     ///
     /// Fails in words for the user.
     fn make(&self, start: &Start<'_>) -> impl Future<Output = Result<Made<Self::Unit>, Failure>> + Send;
+
+    /// A replica serves: from now on nothing takes the place of its socket, as far as that can be prevented.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a folder cannot be changed.
+    fn seal(&self, folder: &Folder) -> io::Result<()>;
 
     /// The program of a replica that an earlier deployer started, if it still runs.
     fn adopt(&self, kept: &Kept, folder: &Folder) -> impl Future<Output = Option<Self::Unit>> + Send;

@@ -262,9 +262,17 @@ class Workers:
             if not self.stopping:
                 code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status) or 1
                 self.status.say("ending", code=code)
-                os.unlink(self.order["socket"])
+                self.refuse()
                 self.stop()
         return code
+
+    def refuse(self):
+        """Lets nobody connect any more."""
+        try:
+            os.unlink(self.order["socket"])
+        except OSError:
+            # The folder is not ours to write in. The socket is: it is shut for all workers, which are about to end.
+            self.listener.shutdown(2)
 
     def stop(self):
         self.stopping = True

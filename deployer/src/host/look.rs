@@ -99,6 +99,13 @@ impl Look {
         if self.in_a_row < liveness.success_threshold {
             return;
         }
+        // What answered may have been put there by the script; what is there once the folder is sealed stays.
+        let sealed = supervisor.place.engine.seal(&supervisor.folder);
+        if sealed.is_err() || !probe::listens(&self.socket, seconds(liveness.timeout_seconds)).await {
+            tracing::warn!(?sealed, replica = %self.kept.replica, "the socket of a replica cannot be trusted yet");
+            self.in_a_row = 0;
+            return;
+        }
         (self.kept.ready, self.in_a_row) = (true, 0);
         self.kept.start.probe_ms = milliseconds(clock::monotonic() - served);
         if let Err(error) = supervisor.folder.keep(&self.kept) {

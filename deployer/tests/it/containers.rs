@@ -186,7 +186,7 @@ async fn only_user_and_group_of_a_replica_may_use_its_socket() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let Some(dock) = Dock::new("only_user_and_group_of_a_replica_may_use_its_socket").await else { return };
     let backend = dock.backend().await;
-    start(&backend, order("r-1", &dock.place.release(1, GOOD).await), is_ready).await;
+    let replica = start(&backend, order("r-1", &dock.place.release(1, EVALUATES).await), is_ready).await;
     let user = deployer::docker::User::usual();
     let socket = fs::metadata(dock.own("r-1").join("s")).unwrap();
     assert_eq!((socket.uid(), socket.gid()), (user.uid, user.gid));
@@ -194,6 +194,10 @@ async fn only_user_and_group_of_a_replica_may_use_its_socket() {
     assert_eq!(fs::metadata(dock.own("r-1")).unwrap().permissions().mode() & 0o007, 0, "nobody else gets there");
     if rustix::process::geteuid().is_root() {
         assert_eq!(socket.permissions().mode() & 0o777, 0o660, "a router with the group may");
+        for change in ["os.rename('/run/kaai/s', '/run/kaai/home/s')", "os.unlink('/run/kaai/s')", "os.mkdir('/run/kaai/x')"] {
+            let changed = evaluate(&replica, change).await;
+            assert_eq!(changed, json!("PermissionError: Permission denied"), "{change}");
+        }
     }
     backend.end(GRACE).await;
 }
@@ -203,7 +207,7 @@ async fn a_container_that_is_stopped_finishes_what_it_has_in_hand() {
     let Some(dock) = Dock::new("a_container_that_is_stopped_finishes_what_it_has_in_hand").await else { return };
     let backend = dock.backend().await;
     let replica = start(&backend, order("r-1", &dock.place.release(1, GOOD).await), is_ready).await;
-    let (begun, body) = (dock.own("r-1").join("begun"), json!({ "touch": "/run/kaai/begun", "sleep": 1 }));
+    let (begun, body) = (dock.own("r-1").join("home/begun"), json!({ "touch": "/run/kaai/home/begun", "sleep": 1 }));
     let stopping = async {
         until("the request is in hand", LIMIT, async || begun.exists().then_some(())).await;
         backend.stop(&replica.replica, GRACE).await;
@@ -211,6 +215,29 @@ async fn a_container_that_is_stopped_finishes_what_it_has_in_hand() {
     let (answered, ()) = tokio::join!(ask(&replica, &body), stopping);
     assert_eq!(answered.map(|(status, _)| status), Some(200));
     assert!(dock.containers().await.is_empty());
+    backend.end(GRACE).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_takes_its_container_with_it() {
+    let Some(dock) = Dock::new("a_worker_that_dies_takes_its_container_with_it").await else { return };
+    let two = json!({ "requests": { "maxConcurrentPerReplica": 2, "maxQueueWaitMs": 500, "scoringTimeoutMs": 60000 } });
+    let backend = dock.backend().await;
+    let mut changes = backend.changes();
+    backend.start(order("r-1", &dock.place.release_with(1, &[("score.py", GOOD)], two).await)).await;
+    let replica = news(&mut changes, &"r-1".parse().unwrap(), is_ready).await;
+    let (begun, slow) = (dock.own("r-1").join("home/begun"), json!({ "touch": "/run/kaai/home/begun", "sleep": 3 }));
+    let dying = async {
+        until("the other worker is busy", LIMIT, async || begun.exists().then_some(())).await;
+        assert_eq!(ask(&replica, &json!({ "exit": 9 })).await, None);
+        let socket = replica.address.as_ref().unwrap().trim_start_matches("unix:");
+        until("nobody is let in", LIMIT, async || tokio::net::UnixStream::connect(socket).await.err()).await;
+        assert!(dock.is_running(&dock.name("r-1")).await, "the other worker is still there");
+    };
+    let (slow, ()) = tokio::join!(ask(&replica, &slow), dying);
+    assert_eq!(slow.map(|(status, _)| status), Some(200), "the other worker answers before it goes");
+    let ended = news(&mut changes, &replica.replica, has_exited).await;
+    assert_eq!(exit(&backend, ended).await.how, Ended::Code(9));
     backend.end(GRACE).await;
 }
 
