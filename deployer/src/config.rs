@@ -5,12 +5,12 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use clap::{Parser, ValueEnum};
 use runtime::config::CommonArgs;
 
-use crate::process;
+use crate::{docker, process};
 
 /// Makes the world match the desired state of services.
 ///
-/// Hears `image.resolved`, `scale.requested`, `deployment.delete` and `deployment.failed`, runs replicas as processes of this machine,
-/// and writes the routes that routers go by.
+/// Hears `image.resolved`, `scale.requested`, `deployment.delete` and `deployment.failed`, runs replicas as processes of this machine
+/// or as containers, and writes the routes that routers go by.
 #[derive(Debug, Parser)]
 #[command(name = "kaai-deployer", version)]
 pub struct Args {
@@ -35,9 +35,45 @@ pub struct Args {
     /// Processes and threads that a replica may have
     #[arg(long, env = "KAAI_REPLICA_PROCESSES", default_value_t = 4096)]
     pub replica_processes: u64,
-    /// Size of the cache of fetched archives, in GiB
+    /// Size of the cache of fetched archives and of models that containers share, in GiB
     #[arg(long, env = "KAAI_DEPLOYER_CACHE_GIB", default_value_t = 10)]
     pub cache_gib: u64,
+    /// What replicas are: processes of this machine, for environments that are folders, or containers, for those that are images
+    #[arg(long, env = "KAAI_PLACE", value_enum, default_value = "process")]
+    pub place: Place,
+    /// Settings of containers.
+    #[command(flatten)]
+    pub docker: DockerArgs,
+}
+
+/// Settings of replicas as containers; they change nothing where replicas are processes.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Replicas as containers (--place docker)")]
+pub struct DockerArgs {
+    /// Unix socket of the Docker engine on this host
+    #[arg(long, env = "DOCKER_HOST", default_value = "unix:///var/run/docker.sock")]
+    pub docker_host: String,
+    /// User and group of replicas, by number; a router in that group reaches them [default: 10001:10001 if this process is root, else its own]
+    #[arg(long, env = "KAAI_REPLICA_USER", value_name = "UID:GID")]
+    pub replica_user: Option<docker::User>,
+    /// A Docker network for the calls of replicas to the outside [default: one that is made for them, in which they do not reach each other]
+    #[arg(long, env = "KAAI_REPLICA_NETWORK", value_name = "NAME")]
+    pub replica_network: Option<String>,
+    /// Docker config.json with the logins for registries
+    #[arg(long, env = "KAAI_REGISTRY_LOGIN", value_name = "FILE")]
+    pub registry_login: Option<PathBuf>,
+    /// The state folder as the Docker engine sees it, where this process runs in a container of its own [default: the same path]
+    #[arg(long, env = "KAAI_DEPLOYER_HOST_STATE", value_name = "FOLDER")]
+    pub host_state: Option<PathBuf>,
+}
+
+/// What replicas are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Place {
+    /// Processes of this machine.
+    Process,
+    /// Containers of a Docker engine on this machine.
+    Docker,
 }
 
 /// What becomes of the replicas when the deployer stops.
@@ -54,6 +90,8 @@ pub enum OnStop {
 pub struct Config {
     /// The place where replicas run.
     pub place: process::Settings,
+    /// How they run as containers; as processes when left out.
+    pub docker: Option<docker::Settings>,
     /// What becomes of the replicas when the deployer stops.
     pub on_stop: OnStop,
     /// How long a replica may take to finish what it has in hand when it is stopped.
@@ -63,7 +101,12 @@ pub struct Config {
 impl Config {
     /// The usual settings over a state folder: replicas are left running when the deployer stops.
     pub fn new(state: PathBuf) -> Self {
-        Self { place: process::Settings::new(state), on_stop: OnStop::Leave, grace: Duration::from_secs(10) }
+        Self {
+            place: process::Settings::new(state),
+            docker: None,
+            on_stop: OnStop::Leave,
+            grace: Duration::from_secs(10),
+        }
     }
 }
 
@@ -73,6 +116,9 @@ pub enum Error {
     /// A variable for replicas has no valid name.
     #[error("{0:?} names no environment variable; write NAME=VALUE or NAME")]
     Variable(String),
+    /// A network in which replicas would not be apart.
+    #[error("the network {0:?} would join replicas to the host or to another container; name a network of its own")]
+    Network(String),
     /// A variable to hand on is not set.
     #[error("the environment variable {0} is to be handed on to replicas, but it is not set")]
     Unset(String),
@@ -83,7 +129,9 @@ impl TryFrom<Args> for Config {
 
     fn try_from(args: Args) -> Result<Self, Error> {
         let variables = args.replica_env.iter().map(|text| variable(text)).collect::<Result<BTreeMap<_, _>, _>>()?;
+        let docker = (args.place == Place::Docker).then(|| containers(args.docker)).transpose()?;
         Ok(Self {
+            docker,
             place: process::Settings {
                 state: args.state,
                 sockets: args.sockets,
@@ -95,6 +143,20 @@ impl TryFrom<Args> for Config {
             grace: Duration::from_secs(args.grace_seconds),
         })
     }
+}
+
+fn containers(args: DockerArgs) -> Result<docker::Settings, Error> {
+    let joined = |name: &String| name == "host" || name.starts_with("container:");
+    if let Some(name) = args.replica_network.clone().filter(joined) {
+        return Err(Error::Network(name));
+    }
+    Ok(docker::Settings {
+        engine: args.docker_host,
+        user: args.replica_user,
+        network: args.replica_network,
+        login: args.registry_login,
+        host_state: args.host_state,
+    })
 }
 
 fn variable(text: &str) -> Result<(String, String), Error> {
@@ -122,7 +184,7 @@ mod tests {
     fn the_defaults_leave_replicas_running() {
         let config = config(&[]).unwrap();
         assert_eq!((config.on_stop, config.grace), (OnStop::Leave, Duration::from_secs(10)));
-        assert!(config.place.variables.is_empty());
+        assert!(config.place.variables.is_empty() && config.docker.is_none());
     }
 
     #[test]
@@ -137,5 +199,26 @@ mod tests {
     fn a_variable_that_cannot_be_is_refused() {
         assert!(matches!(config(&["--replica-env", "=x"]), Err(Error::Variable(_))));
         assert!(matches!(config(&["--replica-env", "KAAI_NO_SUCH_VARIABLE"]), Err(Error::Unset(_))));
+    }
+
+    #[test]
+    fn replicas_are_containers_where_that_is_said() {
+        let docker = config(&["--place", "docker", "--replica-user", "7:8", "--host-state", "/srv/kaai"])
+            .unwrap()
+            .docker
+            .unwrap();
+        assert_eq!(docker.user, Some(docker::User { uid: 7, gid: 8 }));
+        assert_eq!(docker.host_state, Some("/srv/kaai".into()));
+        assert!(docker.engine.starts_with("unix://"));
+    }
+
+    #[test]
+    fn replicas_are_neither_root_nor_joined_to_the_host() {
+        for user in ["0:5", "5:0", "nobody", "5"] {
+            assert!(Args::try_parse_from(["kaai-deployer", "--replica-user", user]).is_err(), "{user}");
+        }
+        for network in ["host", "container:x"] {
+            assert!(matches!(config(&["--place", "docker", "--replica-network", network]), Err(Error::Network(_))));
+        }
     }
 }

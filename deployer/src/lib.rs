@@ -19,14 +19,17 @@
 //! # The shape
 //!
 //! [`decide`] is pure and decides about one service; [`service`] is the loop that feeds it and does what it says; a [`backend::Backend`] runs
-//! the replicas, [`process::ProcessBackend`] as processes; [`keys`] seals, [`diagnose`] explains.
+//! the replicas, [`process::ProcessBackend`] as processes, [`docker::DockerBackend`] as containers; [`keys`] seals, [`diagnose`] explains.
+//! Both places share `host`: files, logs, probes and the life of a replica; behind its `Engine` is what differs.
 
 pub mod backend;
 pub mod config;
 pub mod conformance;
 pub mod decide;
 pub mod diagnose;
+pub mod docker;
 pub mod fake;
+mod host;
 pub mod keys;
 mod metrics;
 pub mod process;
@@ -43,7 +46,10 @@ pub use crate::config::{Args, Config, OnStop};
 pub enum Error {
     /// The place for replicas cannot be used.
     #[error(transparent)]
-    Place(#[from] process::Error),
+    Place(#[from] host::Error),
+    /// The Docker engine, or the place for containers, cannot be used.
+    #[error(transparent)]
+    Docker(#[from] docker::Error),
     /// The deployer's own key cannot be had.
     #[error(transparent)]
     Keys(#[from] keys::Error),
@@ -62,16 +68,22 @@ pub enum Error {
     },
 }
 
-/// Runs the deployer over replicas that are processes of this machine, until shutdown.
+/// Runs the deployer over the place that is chosen, until shutdown.
 ///
 /// # Errors
 ///
-/// Fails at the start, when its folder or the bus cannot be used; afterwards it waits for what is away.
+/// Fails at the start, when its folder, the Docker engine or the bus cannot be used; afterwards it waits for what is away.
 pub async fn run(config: Config, rt: Runtime) -> Result<(), Error> {
-    let state = config.place.state.clone();
-    let backend = process::ProcessBackend::open(config.place, rt.store.clone(), rt.tasks.clone()).await?;
-    let keyring = keys::Keyring::open(&state.join("deployer.seed")).inspect_err(|_| backend.leave())?;
-    let enforced = backend.limits_missing().is_none();
-    let options = service::Options { keyring, on_stop: config.on_stop, grace: config.grace, limits_enforced: enforced };
+    let (place, store, tasks) = (config.place.clone(), rt.store.clone(), rt.tasks.clone());
+    match config.docker.clone() {
+        None => serve(process::ProcessBackend::open(place, store, tasks).await?, config, rt).await,
+        Some(docker) => serve(docker::DockerBackend::open(place, docker, store, tasks).await?, config, rt).await,
+    }
+}
+
+async fn serve<E: host::engine::Engine>(backend: host::Host<E>, config: Config, rt: Runtime) -> Result<(), Error> {
+    let keyring = keys::Keyring::open(&config.place.state.join("deployer.seed")).inspect_err(|_| backend.leave())?;
+    let limits_enforced = backend.limits_missing().is_none();
+    let options = service::Options { keyring, on_stop: config.on_stop, grace: config.grace, limits_enforced };
     service::run(backend, options, rt).await
 }

@@ -1,122 +1,62 @@
-//! Replicas as processes of this machine: v1's layout and contract, served on a unix socket.
+//! Replicas as processes of this machine.
 //!
-//! Each replica has a folder, a process group, a home and a temporary folder of its own, limits where the machine allows them, and a task
-//! here that watches it. A replica outlives a deployer that is killed; the next one finds its folder and either adopts it or ends it.
+//! Each replica is a process group with limits where the machine allows them.
 //! Processes of one user are not kept from each other's files: this place is for one user's own services.
 
-mod adopt;
-mod archives;
 mod cgroup;
-mod kept;
-mod log;
-mod look;
 mod main_process;
-mod prepare;
-mod probe;
-mod status;
-mod supervise;
 mod table;
-mod variables;
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+use std::path::{Path, PathBuf};
+
+use proto::{
+    builder::Image,
+    failure::{Failure, Stage},
+    id::ReplicaId,
 };
-
-use futures::future::join_all;
-use proto::id::{ReplicaId, ServiceName, Workspace};
 use runtime::{shutdown::Tasks, store::Store};
-use rustix::fs::FlockOperation;
-use sha2::Digest as _;
-use tokio::sync::{mpsc, watch};
+use rustix::process::Signal;
 use tokio_util::sync::CancellationToken;
 
-use self::{archives::Archives, cgroup::Limits, kept::Folder, log::Logs, supervise::Supervisor};
-use crate::backend::{Backend, LogWanted, Observed, Order, ReplicaLog, Status};
-
-/// The longest path of a folder for sockets: with what comes behind it, it must fit into the 108 bytes of a socket's address.
-const LONGEST: usize = 80;
-
-/// What may be chosen about this place.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The folder for everything that is kept of replicas; one deployer uses it at a time.
-    pub state: PathBuf,
-    /// A folder with a short path for sockets; chosen from `state` when left out.
-    pub sockets: Option<PathBuf>,
-    /// Environment variables for every replica, proxies for example.
-    pub variables: BTreeMap<String, String>,
-    /// How many processes and threads a replica may have, where that can be limited.
-    pub processes: u64,
-    /// How many bytes of fetched archives are kept for the next start.
-    pub cache: u64,
-}
-
-impl Settings {
-    /// The usual settings over a state folder.
-    pub fn new(state: PathBuf) -> Self {
-        Self { state, sockets: None, variables: BTreeMap::new(), processes: 4096, cache: 10 << 30 }
-    }
-}
-
-/// The place cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A folder cannot be made or read.
-    #[error("cannot use the folder {path}: {source}")]
-    Folder {
-        /// The folder.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
+use self::{
+    cgroup::{Group, Limits},
+    main_process::{MainProcess, Program},
+    table::ProcessId,
+};
+pub use crate::host::{Error, Settings};
+use crate::{
+    backend::{Ended, Order},
+    host::{
+        Host,
+        archives::Archives,
+        engine::{Engine, Environment, Made, Start, Unit, View},
+        ground::Ground,
+        kept::{Folder, Kept, Layout},
+        mark, model_path,
     },
-    /// Another deployer uses the state folder.
-    #[error("another deployer uses {0}; stop that one, or give this one a folder of its own")]
-    Taken(PathBuf),
-    /// The folder for sockets cannot hold any.
-    #[error("the folder for sockets {path} {why}; choose another")]
-    Sockets {
-        /// The folder.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-}
+};
 
 /// The place. Clones share it.
-#[derive(Clone)]
-pub struct ProcessBackend(Arc<Place>);
+pub type ProcessBackend = Host<Processes>;
 
-struct Place {
-    /// Tells what is this place's from what is another's on the same machine.
+/// The whole of a replica's folder is its own, and nobody else's.
+const LAYOUT: Layout = Layout { own: "", mode: 0o700 };
+
+/// Runs replicas as processes of this machine.
+pub struct Processes {
+    /// Tells the processes of this place from those of another on the same machine.
     identity: String,
-    replicas_folder: PathBuf,
-    sockets: PathBuf,
-    variables: BTreeMap<String, String>,
     processes: u64,
-    archives: Archives,
-    logs: Logs,
     limits: Limits,
+    archives: Archives,
     tasks: Tasks,
-    /// Cancelled when replicas are to be let go of.
-    leaving: CancellationToken,
-    replicas: Mutex<BTreeMap<ReplicaId, Entry>>,
-    news: Mutex<Option<mpsc::UnboundedSender<Observed>>>,
-    /// Held for as long as the place is used.
-    _lock: File,
 }
 
-struct Entry {
-    observed: Observed,
-    /// Set to the grace once the replica is to end.
-    stop: watch::Sender<Option<Duration>>,
-    /// Cancelled when nothing is left of it.
-    done: CancellationToken,
+/// The processes of one replica.
+pub struct Process {
+    main: MainProcess,
+    id: ProcessId,
+    group: Option<Group>,
 }
 
 impl ProcessBackend {
@@ -126,182 +66,165 @@ impl ProcessBackend {
     ///
     /// Fails when a folder cannot be used, or another deployer uses it.
     pub async fn open(settings: Settings, store: Store, tasks: Tasks) -> Result<Self, Error> {
-        let (state, lock) = take(&settings.state)?;
-        let identity = identity(&state);
-        let sockets = match settings.sockets {
-            Some(sockets) => sockets,
-            None if state.as_os_str().len() + 2 <= LONGEST => state.join("s"),
-            None => std::env::temp_dir().join(format!("kaai-{}-{identity}", rustix::process::geteuid().as_raw())),
-        };
-        check_sockets(&sockets)?;
-        for folder in ["replicas", "archives", "logs"] {
-            make(&state.join(folder))?;
-        }
-        let limits = Limits::find(&format!("kaai-{identity}"));
-        if let Some(why) = limits.missing() {
-            tracing::warn!(why, "limits of CPU and memory are not enforced in this place");
-        }
-        let place = Arc::new(Place {
-            identity,
-            replicas_folder: state.join("replicas"),
-            sockets,
-            variables: settings.variables,
+        let ground = Ground::take(&settings, "process", LAYOUT)?;
+        let archives = ground.archives(&settings, store, &tasks);
+        let engine = Processes {
+            identity: ground.identity.clone(),
             processes: settings.processes,
-            archives: Archives::new(state.join("archives"), settings.cache, store, tasks.clone()),
-            logs: Logs(state.join("logs")),
-            limits,
-            tasks,
-            leaving: CancellationToken::new(),
-            replicas: Mutex::default(),
-            news: Mutex::default(),
-            _lock: lock,
+            limits: Limits::find(&format!("kaai-{}", ground.identity)),
+            archives: archives.clone(),
+            tasks: tasks.clone(),
+        };
+        Ok(Self::begin(ground, engine, archives, settings.variables, tasks).await)
+    }
+}
+
+impl Engine for Processes {
+    type Unit = Process;
+
+    fn limits_missing(&self) -> Option<&str> {
+        self.limits.missing()
+    }
+
+    async fn environment(&self, image: &Image) -> Result<Environment, Failure> {
+        let folder = match image {
+            Image::VirtualEnvironment { path, .. } => PathBuf::from(path),
+            Image::Container { reference, .. } => {
+                let cause = format!("this place runs processes, and the environment is an image ({reference})");
+                let remedy = "let builder and deployer agree: both with images, or neither";
+                return Err(Failure::platform(Stage::Starting, cause, remedy));
+            }
+        };
+        let interpreter = folder.join("bin/python");
+        if !interpreter.exists() {
+            let cause = format!("the environment is gone: there is no {}", interpreter.display());
+            return Err(Failure::platform(Stage::Starting, cause, "deploy again, which builds it anew"));
+        }
+        let path = format!("{}:/usr/local/bin:/usr/bin:/bin", folder.join("bin").display());
+        Ok(Environment { interpreter, path, folder: Some(folder) })
+    }
+
+    fn view(&self, folder: &Folder) -> View {
+        let own = folder.link().to_owned();
+        View { app_root: folder.app_root(), temporary: own.join("tmp"), own, mode: None }
+    }
+
+    async fn bring_models(&self, folder: &Folder, order: &Order, given_up: &CancellationToken) -> Result<(), Failure> {
+        for model in &order.release.spec.models {
+            let what = format!("the model {}:{}", model.name, model.version);
+            let into = folder.app_root().join(model_path(model));
+            self.archives.unpack(&model.digest, &into, &what, given_up).await?;
+        }
+        Ok(())
+    }
+
+    async fn make(&self, start: &Start<'_>) -> Result<Made<Process>, Failure> {
+        let (group, unlimited) = self.limit(start.order);
+        let program = Program {
+            python: &start.environment.interpreter,
+            launcher: &start.folder.launcher(),
+            app_root: &start.folder.app_root(),
+            variables: start.variables,
+            log: start.log,
+        };
+        let make = || {
+            let main = MainProcess::spawn(&program)?;
+            let pid = main.pid().unsigned_abs();
+            let id = ProcessId::of(pid)?;
+            if let Some(Err(error)) = group.as_ref().map(|group| group.add(pid)) {
+                tracing::warn!(replica = %start.order.replica, %error, "runs without limits");
+            }
+            Ok(Process { main, id, group })
+        };
+        make().map(|unit| Made { unit, unlimited }).map_err(|error| cannot_start(&error))
+    }
+
+    /// Replicas have the deployer's own user, who may do anything.
+    fn seal(&self, _folder: &Folder) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    async fn adopt(&self, kept: &Kept, _folder: &Folder) -> Option<Process> {
+        let id: ProcessId = serde_json::from_value(kept.handle.clone()?).ok()?;
+        let main = MainProcess::adopt(&id).ok()?;
+        Some(Process { main, id, group: self.limits.named(kept.replica.as_str()) })
+    }
+
+    /// A process writes to its log directly.
+    async fn bring_log(&self, _replica: &ReplicaId, _path: &Path) {}
+
+    async fn clear(&self, replica: &ReplicaId) {
+        let (group, mark) = (self.limits.named(replica.as_str()), mark(&self.identity, replica));
+        let clearing = self.tasks.spawn_blocking(move || {
+            if let Some(group) = group {
+                group.end();
+            }
+            table::kill_marked(&mark);
         });
-        adopt::adopt(&place).await;
-        Ok(Self(place))
+        // A panic in there leaves processes for the next start of the deployer.
+        let _ = clearing.await;
     }
 
-    /// Why limits are not enforced here; `None` when they are.
-    pub fn limits_missing(&self) -> Option<&str> {
-        self.0.limits.missing()
+    async fn clear_strays(&self, running: &[ReplicaId]) {
+        let (limits, running) = (self.limits.clone(), running.to_vec());
+        let clearing = self.tasks.spawn_blocking(move || {
+            let strays =
+                limits.names().into_iter().filter(|name| running.iter().all(|replica| replica.as_str() != name));
+            strays.filter_map(|name| limits.named(&name)).for_each(|group| group.end());
+        });
+        // A panic in there leaves what it has not cleared for the next time.
+        let _ = clearing.await;
+    }
+
+    async fn close(&self) {
+        self.limits.remove();
     }
 }
 
-impl Backend for ProcessBackend {
-    async fn start(&self, order: Order) {
-        let observed = Observed {
-            replica: order.replica.clone(),
-            workspace: order.workspace.clone(),
-            service: order.service.clone(),
-            generation: order.release.generation,
-            status: Status::Preparing,
-            address: None,
-            start: proto::deployer::StartParts::default(),
-            unlimited: None,
-        };
-        if let Some(supervisor) = self.0.admit(observed) {
-            self.0.tasks.spawn(supervisor.run(order));
-        }
-    }
-
-    async fn stop(&self, replica: &ReplicaId, grace: Duration) {
-        let done = match self.0.replicas().get(replica) {
-            Some(entry) => {
-                entry.stop.send_replace(Some(grace));
-                entry.done.clone()
+impl Processes {
+    /// Makes the group with a replica's limits; where that fails, it runs without them, and why is said.
+    fn limit(&self, order: &Order) -> (Option<Group>, Option<String>) {
+        let resources = &order.release.spec.resources;
+        let asked = resources.cpu_limit.is_some() || resources.memory_gb_limit.is_some();
+        let (group, why) = match self.limits.group(order.replica.as_str(), resources, self.processes) {
+            Ok(group) => (group, self.limits.missing().map(str::to_owned)),
+            Err(error) => {
+                tracing::warn!(replica = %order.replica, %error, "runs without limits");
+                (None, Some(error.to_string()))
             }
-            None => return,
         };
-        tokio::select! {
-            () = done.cancelled() => {}
-            () = self.0.leaving.cancelled() => {}
-        }
-    }
-
-    async fn list(&self) -> Vec<Observed> {
-        self.0.replicas().values().map(|entry| entry.observed.clone()).collect()
-    }
-
-    fn changes(&self) -> mpsc::UnboundedReceiver<Observed> {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        *self.0.news.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
-        receiver
-    }
-
-    async fn logs(&self, wanted: &LogWanted) -> Vec<ReplicaLog> {
-        let (logs, wanted) = (self.0.logs.clone(), wanted.clone());
-        // A reader that panicked has read nothing.
-        self.0.tasks.spawn_blocking(move || logs.read(&wanted)).await.unwrap_or_default()
-    }
-
-    async fn forget(&self, workspace: &Workspace, service: &ServiceName) {
-        let (logs, workspace, service) = (self.0.logs.clone(), workspace.clone(), service.clone());
-        let forgetting = self.0.tasks.spawn_blocking(move || logs.forget(&workspace, &service));
-        // A panic in there leaves logs that nobody asks for.
-        let _ = forgetting.await;
-    }
-
-    async fn end(&self, grace: Duration) {
-        let all: Vec<_> = self.0.replicas().keys().cloned().collect();
-        join_all(all.iter().map(|replica| self.stop(replica, grace))).await;
-        self.0.limits.remove();
-    }
-
-    fn leave(&self) {
-        self.0.leaving.cancel();
+        (group, why.filter(|_| asked))
     }
 }
 
-impl Place {
-    fn replicas(&self) -> MutexGuard<'_, BTreeMap<ReplicaId, Entry>> {
-        self.replicas.lock().unwrap_or_else(PoisonError::into_inner)
+impl Unit for Process {
+    fn handle(&self) -> serde_json::Value {
+        serde_json::to_value(&self.id).unwrap_or_default()
     }
 
-    /// Enters a replica and returns its supervisor; `None` when it is there already.
-    fn admit(self: &Arc<Self>, observed: Observed) -> Option<Supervisor> {
-        let mut replicas = self.replicas();
-        if replicas.contains_key(&observed.replica) {
-            return None;
-        }
-        let (stop, stopped) = watch::channel(None);
-        let done = CancellationToken::new();
-        let folder = Folder::new(&self.replicas_folder, &self.sockets, &observed.replica);
-        let supervisor = Supervisor::new(self.clone(), folder, observed.clone(), stopped, done.clone());
-        replicas.insert(observed.replica.clone(), Entry { observed, stop, done });
-        Some(supervisor)
+    async fn go(&mut self, order: &str) -> Result<(), Failure> {
+        self.main.go(order).await.map_err(|error| cannot_start(&error))
     }
 
-    /// Keeps what a replica's supervisor sees, and tells it.
-    fn tell(&self, observed: &Observed) {
-        {
-            let mut replicas = self.replicas();
-            if observed.status == Status::Gone {
-                replicas.remove(&observed.replica);
-            } else if let Some(entry) = replicas.get_mut(&observed.replica) {
-                entry.observed = observed.clone();
-            }
-        }
-        if let Some(news) = &*self.news.lock().unwrap_or_else(PoisonError::into_inner) {
-            // A reader that is gone has no use for news.
-            let _ = news.send(observed.clone());
-        }
+    async fn ended(&mut self) -> Ended {
+        self.main.ended().await
+    }
+
+    async fn out_of_memory(&self) -> bool {
+        self.group.as_ref().is_some_and(|group| group.out_of_memory_kills() > 0)
+    }
+
+    async fn ask_to_end(&mut self) {
+        self.main.signal(Signal::TERM);
+    }
+
+    async fn kill(&mut self) {
+        // Its group is certainly its own as long as it has not been waited for.
+        table::signal_group(self.main.pid(), Signal::KILL);
     }
 }
 
-/// Makes the state folder and locks it. The lock goes with the process, however it ends.
-fn take(state: &Path) -> Result<(PathBuf, File), Error> {
-    make(state)?;
-    let failed = |source| Error::Folder { path: state.to_owned(), source };
-    let state = state.canonicalize().map_err(failed)?;
-    let lock = File::create(state.join("lock")).map_err(failed)?;
-    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok((state, lock)),
-        Err(_) => Err(Error::Taken(state)),
-    }
-}
-
-/// Tells the things of one state folder from those of another.
-fn identity(state: &Path) -> String {
-    let digest = sha2::Sha256::digest(state.as_os_str().as_encoded_bytes());
-    digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn make(path: &Path) -> Result<(), Error> {
-    let mut private = fs::DirBuilder::new();
-    private.recursive(true).mode(0o700);
-    private.create(path).map_err(|source| Error::Folder { path: path.to_owned(), source })
-}
-
-/// Makes the folder for sockets; it must be ours alone, since whoever may enter it may ask every model.
-fn check_sockets(path: &Path) -> Result<(), Error> {
-    let wrong = |why| Error::Sockets { path: path.to_owned(), why };
-    if path.as_os_str().len() > LONGEST {
-        return Err(wrong("has a path of more than 80 bytes"));
-    }
-    make(path)?;
-    let failed = |source| Error::Folder { path: path.to_owned(), source };
-    let metadata = fs::symlink_metadata(path).map_err(failed)?;
-    if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() {
-        return Err(wrong("belongs to somebody else"));
-    }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)
+fn cannot_start(error: &std::io::Error) -> Failure {
+    let cause = format!("the process cannot be started: {error}");
+    Failure::platform(Stage::Starting, cause, "mend that, then deploy again")
 }

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use data_encoding::BASE64URL_NOPAD;
 use flate2::{Compression, write::GzEncoder};
 use oci_distribution::manifest::{IMAGE_LAYER_GZIP_MEDIA_TYPE, OciDescriptor};
 use proto::id::Digest;
@@ -138,7 +138,7 @@ fn move_scripts(
         let Some(text) = content.strip_prefix(b"#!").and_then(|_| std::str::from_utf8(&content).ok()) else { continue };
         if text.contains(&from) {
             let moved = text.replace(&from, HOME).into_bytes();
-            changed.insert(name.clone(), (BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&moved)), moved.len()));
+            changed.insert(name.clone(), (BASE64URL_NOPAD.encode(&Sha256::digest(&moved)), moved.len()));
             *entry = Entry::Text(moved, *runs);
         }
     }
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(at("bin/x"), &(0o755, script.to_owned()));
         assert_eq!(at("bin/python").1, "/usr/bin/python3.11");
         assert!(at("pyvenv.cfg").1.starts_with("home = /usr/bin\n"));
-        let hash = BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(script));
+        let hash = BASE64URL_NOPAD.encode(&Sha256::digest(script));
         let record = format!("../../../bin/x,sha256={hash},{}\nx.py,sha256=kept,3\n", script.len());
         assert_eq!(at("lib/python3.11/site-packages/x-1.dist-info/RECORD").1, record);
         assert!(!all.keys().any(|name| name.contains("activate")), "{all:?}");

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::Path};
 
-use base64::{Engine, prelude::BASE64_STANDARD};
+use data_encoding::BASE64;
 use oci_distribution::secrets::RegistryAuth;
 use serde::Deserialize;
 
@@ -76,7 +76,7 @@ impl Entry {
         if !self.username.is_empty() {
             return Some(RegistryAuth::Basic(self.username, self.password));
         }
-        let text = String::from_utf8(BASE64_STANDARD.decode(self.auth.trim()).ok()?).ok()?;
+        let text = String::from_utf8(BASE64.decode(self.auth.trim().as_bytes()).ok()?).ok()?;
         let (user, password) = text.split_once(':')?;
         Some(RegistryAuth::Basic(user.to_owned(), password.to_owned()))
     }

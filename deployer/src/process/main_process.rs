@@ -14,8 +14,8 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{log, table, table::ProcessId};
-use crate::backend::Ended;
+use super::{table, table::ProcessId};
+use crate::{backend::Ended, host::log};
 
 /// A process that is waited for.
 pub(super) enum MainProcess {

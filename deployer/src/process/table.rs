@@ -2,11 +2,10 @@
 
 use std::{io, path::Path};
 
-use proto::id::ReplicaId;
 use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
-use super::variables::MARK;
+use crate::host::MARK;
 
 /// A process that no other can be taken for: numbers are used again, but not with the same start in the same boot of the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,12 +33,6 @@ impl ProcessId {
     }
 }
 
-/// Seconds of the clock that stands still while the machine sleeps; the same for all processes of one boot.
-pub(super) fn monotonic() -> f64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
-}
-
 /// Sends a signal to a whole process group; none there is fine.
 pub(super) fn signal_group(leader: i32, signal: Signal) {
     if let Some(leader) = Pid::from_raw(leader).filter(|_| leader > 1) {
@@ -53,11 +46,6 @@ pub(super) fn signal(pid: i32, signal: Signal) {
     if let Some(pid) = Pid::from_raw(pid).filter(|_| pid > 1) {
         let _ = rustix::process::kill_process(pid, signal);
     }
-}
-
-/// What is written into the environment of every process of a replica; other deployers of this machine write something else.
-pub(super) fn mark(place: &str, replica: &ReplicaId) -> String {
-    format!("{place}/{replica}")
 }
 
 /// Kills every process that was started with a mark, until there is none. Looks through the whole process table.
@@ -135,7 +123,7 @@ mod tests {
     #[test]
     fn processes_are_found_and_ended_by_their_mark() {
         let place = format!("test-{}", std::process::id());
-        let (mine, other) = (mark(&place, &"r-1".parse().unwrap()), mark("other", &"r-1".parse().unwrap()));
+        let (mine, other) = (format!("{place}/r-1"), "other/r-1".to_owned());
         let (mut child, mut bystander) = (sleeper(&mine), sleeper(&other));
         while marked(&mine).is_empty() || marked(&other).is_empty() {
             std::thread::yield_now();

@@ -6,7 +6,10 @@ use deployer::{
 };
 use proto::deployer::Release;
 
-use crate::place::{EXITS, GOOD, HANGS, Place, RAISES};
+use crate::{
+    dock::Dock,
+    place::{EXITS, GOOD, HANGS, Place, RAISES},
+};
 
 #[tokio::test]
 async fn the_fake_backend_conforms() {
@@ -32,11 +35,20 @@ async fn the_fake_backend_conforms() {
 #[tokio::test]
 async fn the_process_backend_conforms() {
     let Some(place) = Place::new("the_process_backend_conforms") else { return };
-    let samples = Samples {
+    conformance(&place.backend().await, &samples(&place).await).await;
+}
+
+#[tokio::test]
+async fn the_docker_backend_conforms() {
+    let Some(dock) = Dock::new("the_docker_backend_conforms").await else { return };
+    conformance(&dock.backend().await, &samples(&dock.place).await).await;
+}
+
+async fn samples(place: &Place) -> Samples {
+    Samples {
         good: place.release(1, GOOD).await,
         raises: place.release(2, RAISES).await,
         exits: place.release(3, EXITS).await,
         hangs: place.release(4, HANGS).await,
-    };
-    conformance(&place.backend().await, &samples).await;
+    }
 }

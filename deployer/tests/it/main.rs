@@ -4,6 +4,9 @@
 
 mod backends;
 mod bus;
+mod containers;
+mod dock;
 mod place;
 mod program;
+mod registry;
 mod replicas;

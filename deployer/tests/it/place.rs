@@ -5,7 +5,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::Command,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -78,9 +78,12 @@ fn run(command: &mut Command) -> Option<()> {
     command.status().ok()?.success().then_some(())
 }
 
+#[derive(Clone)]
 pub(crate) struct Place {
-    pub(crate) folder: tempfile::TempDir,
+    pub(crate) folder: Arc<tempfile::TempDir>,
     pub(crate) store: Store,
+    /// The environment of its releases.
+    pub(crate) image: Image,
 }
 
 impl Drop for Place {
@@ -102,13 +105,18 @@ impl Drop for Place {
 impl Place {
     /// `None`, said aloud, where no environment can be had.
     pub(crate) fn new(test: &str) -> Option<Self> {
-        if environment().is_none() {
+        let Some(environment) = environment() else {
             runtime::testing::skip(test, "a virtual environment needs uv and a package index");
             return None;
-        }
-        let folder = tempfile::tempdir().unwrap();
+        };
+        let (path, python) = (environment.display().to_string(), "3.11.7".to_owned());
+        Some(Self::of(Image::VirtualEnvironment { path, python }))
+    }
+
+    pub(crate) fn of(image: Image) -> Self {
+        let folder = Arc::new(tempfile::tempdir().unwrap());
         let store = Store::open(folder.path().join("store").to_str().unwrap()).unwrap();
-        Some(Self { folder, store })
+        Self { folder, store, image }
     }
 
     pub(crate) fn settings(&self) -> Settings {
@@ -151,10 +159,7 @@ impl Place {
             generation: Generation(generation),
             archive: self.archive(files).await,
             environment: EnvironmentHash::from_sha256([7; 32]),
-            image: Image::VirtualEnvironment {
-                path: environment().unwrap().display().to_string(),
-                python: "3.11.7".to_owned(),
-            },
+            image: self.image.clone(),
             spec: serde_json::from_value::<ServiceSpec>(spec).unwrap(),
         }
     }
@@ -171,7 +176,7 @@ pub(crate) fn order(replica: &str, release: &Release) -> Order {
 }
 
 /// Starts a replica and waits until it is as wanted.
-pub(crate) async fn start(backend: &ProcessBackend, order: Order, wanted: impl Fn(&Status) -> bool) -> Observed {
+pub(crate) async fn start(backend: &impl Backend, order: Order, wanted: impl Fn(&Status) -> bool) -> Observed {
     let mut changes = backend.changes();
     let replica = order.replica.clone();
     backend.start(order).await;

@@ -20,7 +20,10 @@ use runtime::{
 };
 use serde_json::json;
 
-use crate::place::{GOOD, Place, ask};
+use crate::{
+    dock::Dock,
+    place::{GOOD, Place, ask},
+};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -30,15 +33,19 @@ struct Case {
     user: Runtime,
     /// Where the deployer says whether it is ready.
     admin: u16,
+    kind: &'static str,
 }
 
 impl Case {
     async fn new(test: &str) -> Option<Self> {
-        let mut place = Place::new(test)?;
+        Some(Self::of(Place::new(test)?, "process").await)
+    }
+
+    async fn of(mut place: Place, kind: &'static str) -> Self {
         let nats = Nats::start().await;
         place.store = Store::open(nats.folder().join("store").to_str().unwrap()).unwrap();
         let user = nats.runtime("cli").await;
-        Some(Self { nats, place, user, admin: runtime::testing::free_port() })
+        Self { nats, place, user, admin: runtime::testing::free_port(), kind }
     }
 
     fn deployer(&self, on_stop: &str) -> Child {
@@ -47,7 +54,7 @@ impl Case {
 
     fn program(&self, on_stop: &str, admin: u16) -> Child {
         Command::new(env!("CARGO_BIN_EXE_kaai-deployer"))
-            .args(["--bus", &self.nats.address(), "--on-stop", on_stop, "--log-level", "debug"])
+            .args(["--bus", &self.nats.address(), "--on-stop", on_stop, "--log-level", "debug", "--place", self.kind])
             .args(["--admin-address", &format!("127.0.0.1:{admin}")])
             .arg("--store")
             .arg(self.nats.folder().join("store"))
@@ -164,4 +171,26 @@ async fn replicas_outlive_a_killed_deployer_and_end_with_one_that_ends_them() {
     assert!(third.wait().unwrap().success());
     assert!(!runs(&another), "nothing is left running");
     assert_eq!(std::fs::read_dir(&logs).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn containers_outlive_a_killed_deployer_too() {
+    let Some(dock) = Dock::new("containers_outlive_a_killed_deployer_too").await else { return };
+    let case = Case::of(dock.place.clone(), "docker").await;
+    let mut first = case.deployer("leave");
+    case.resolve(case.place.release(1, GOOD).await).await;
+    case.serving(None).await;
+    signal(&first, "-KILL");
+    first.wait().unwrap();
+    case.serving(None).await;
+    let before = dock.containers().await;
+    assert_eq!(before.len(), 1);
+
+    let mut second = case.deployer("end");
+    case.ready().await;
+    case.serving(None).await;
+    assert_eq!(dock.containers().await, before, "it was adopted, not started anew");
+    signal(&second, "-TERM");
+    assert!(second.wait().unwrap().success());
+    assert!(dock.containers().await.is_empty(), "nothing is left");
 }

@@ -12,8 +12,10 @@ use proto::{
     spec::{ModelRef, ServiceSpec},
 };
 
+use super::engine::{Environment, View};
+
 /// Marks every process of a replica, so that one that has left its process group is still found.
-pub(super) const MARK: &str = "KAAI_REPLICA";
+pub(crate) const MARK: &str = "KAAI_REPLICA";
 /// The folder of models, in the app root.
 pub(super) const MODELS: &str = "azureml-models";
 /// How long a worker may go without a sign of life, unless requests may take longer (v1's `WORKER_TIMEOUT`).
@@ -23,12 +25,8 @@ const BEYOND_REQUEST: u64 = 30;
 
 /// Where a replica's things are.
 pub(super) struct Places<'a> {
-    /// The virtual environment.
-    pub(super) environment: &'a Path,
-    /// v1's `/var/azureml-app`.
-    pub(super) app_root: &'a Path,
-    /// A folder with a short path that holds `home`, `tmp` and `run`.
-    pub(super) own: &'a Path,
+    pub(super) environment: &'a Environment,
+    pub(super) view: &'a View,
 }
 
 /// Whose replica it is.
@@ -41,6 +39,11 @@ pub(super) struct Identity<'a> {
     pub(super) mark: &'a str,
 }
 
+/// What is written into the environment of every process of a replica; other deployers of this machine write something else.
+pub(crate) fn mark(place: &str, replica: &ReplicaId) -> String {
+    format!("{place}/{replica}")
+}
+
 /// All variables of a replica. `given` are the operator's, for every replica of this place.
 ///
 /// The user's variables go before the operator's, and what the contract promises goes before both.
@@ -50,9 +53,9 @@ pub(super) fn variables(
     spec: &ServiceSpec,
     given: &BTreeMap<String, String>,
 ) -> BTreeMap<String, String> {
-    let bin = places.environment.join("bin");
+    let Places { environment, view } = places;
     let mut all = BTreeMap::from([
-        ("PATH".to_owned(), format!("{}:/usr/local/bin:/usr/bin:/bin", bin.display())),
+        ("PATH".to_owned(), environment.path.clone()),
         ("LANG".to_owned(), "C.UTF-8".to_owned()),
         ("WORKER_TIMEOUT".to_owned(), worker_timeout(spec).to_string()),
         ("AZUREML_LOG_LEVEL".to_owned(), "INFO".to_owned()),
@@ -63,16 +66,15 @@ pub(super) fn variables(
     let path = |path: &Path| path.display().to_string();
     all.extend(
         [
-            ("HOME", path(&places.own.join("home"))),
-            ("TMPDIR", path(&places.own.join("tmp"))),
-            ("XDG_RUNTIME_DIR", path(&places.own.join("run"))),
-            ("VIRTUAL_ENV", path(places.environment)),
+            ("HOME", path(&view.own.join("home"))),
+            ("TMPDIR", path(&view.temporary)),
+            ("XDG_RUNTIME_DIR", path(&view.own.join("run"))),
             ("HOSTNAME", identity.replica.to_string()),
             ("PYTHONUNBUFFERED", "1".to_owned()),
             ("PYTHONNOUSERSITE", "1".to_owned()),
-            ("AML_APP_ROOT", path(places.app_root)),
+            ("AML_APP_ROOT", path(&view.app_root)),
             ("AZUREML_ENTRY_SCRIPT", path(&entry_script(spec))),
-            ("AZUREML_MODEL_DIR", path(&places.app_root.join(model_folder(&spec.models)))),
+            ("AZUREML_MODEL_DIR", path(&view.app_root.join(model_folder(&spec.models)))),
             ("SERVICE_NAME", identity.service.to_string()),
             ("WORKSPACE_NAME", identity.workspace.to_string()),
             ("SERVICE_PATH_PREFIX", format!("api/v1/service/{}", identity.service)),
@@ -87,6 +89,7 @@ pub(super) fn variables(
         ]
         .map(|(name, value)| (name.to_owned(), value)),
     );
+    all.extend(environment.folder.as_deref().map(|folder| ("VIRTUAL_ENV".to_owned(), path(folder))));
     all.extend(spec.source_directory.clone().map(|folder| ("AZUREML_SOURCE_DIRECTORY".to_owned(), folder)));
     all
 }
@@ -106,7 +109,7 @@ pub(super) fn entry_script(spec: &ServiceSpec) -> PathBuf {
 }
 
 /// Where a model's files are, relative to the app root.
-pub(super) fn model_path(model: &ModelRef) -> PathBuf {
+pub(crate) fn model_path(model: &ModelRef) -> PathBuf {
     Path::new(MODELS).join(model.name.as_str()).join(model.version.to_string())
 }
 
@@ -133,11 +136,14 @@ mod tests {
     }
 
     fn all(spec: &ServiceSpec) -> BTreeMap<String, String> {
-        let places = Places {
-            environment: Path::new("/envs/e"),
-            app_root: Path::new("/r/1/azureml-app"),
-            own: Path::new("/s/1"),
+        let environment = Environment {
+            interpreter: "/envs/e/bin/python".into(),
+            path: "/envs/e/bin:/usr/bin".to_owned(),
+            folder: Some("/envs/e".into()),
         };
+        let view =
+            View { app_root: "/r/1/azureml-app".into(), own: "/s/1".into(), temporary: "/s/1/tmp".into(), mode: None };
+        let places = Places { environment: &environment, view: &view };
         let (replica, workspace, service) =
             ("ridge-7-abc".parse().unwrap(), Workspace::default(), "ridge".parse().unwrap());
         let identity =
@@ -153,7 +159,7 @@ mod tests {
         assert!(!all.contains_key("AZUREML_SOURCE_DIRECTORY"));
         assert_eq!(all["AML_APP_ROOT"], "/r/1/azureml-app");
         assert_eq!(all["SERVICE_PATH_PREFIX"], "api/v1/service/ridge");
-        assert_eq!(all["PATH"], "/envs/e/bin:/usr/local/bin:/usr/bin:/bin");
+        assert_eq!(all["PATH"], "/envs/e/bin:/usr/bin");
         assert_eq!(all["HTTPS_PROXY"], "http://proxy");
     }
 

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -24,9 +24,13 @@ pub(super) const KEPT: usize = 20;
 
 /// The folder of all logs: `<workspace>/<service>/<generation>-<replica>.log`, the part before the last cut beside it as `.log.1`.
 #[derive(Debug, Clone)]
-pub(super) struct Logs(pub(super) PathBuf);
+pub(super) struct Logs(PathBuf);
 
 impl Logs {
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Self(folder)
+    }
+
     fn folder(&self, workspace: &Workspace, service: &ServiceName) -> PathBuf {
         self.0.join(workspace.as_str()).join(service.as_str())
     }
@@ -85,11 +89,19 @@ impl Logs {
 }
 
 /// Opens a log to write to its end.
-pub(super) fn open(path: &Path) -> io::Result<File> {
+pub(crate) fn open(path: &Path) -> io::Result<File> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+/// Writes a log anew. The file stays the same one: its birth says when its replica was started.
+pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = open(path)?;
+    // One who reads meanwhile gets less of it, and will ask again.
+    file.set_len(0)?;
+    file.write_all(text)
 }
 
 /// Cuts a log that has grown too large; what it held is kept until the next time.
@@ -170,7 +182,7 @@ mod tests {
     impl Case {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let logs = Logs(folder.path().to_owned());
+            let logs = Logs::new(folder.path().to_owned());
             Self { _folder: folder, logs, workspace: Workspace::default(), service: "ridge".parse().unwrap() }
         }
 

@@ -15,18 +15,19 @@ use proto::{
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
-use super::table::ProcessId;
+use super::variables::MODELS;
 
 /// All that is needed to go on with a replica that another deployer started.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Kept {
-    pub(super) replica: ReplicaId,
+pub struct Kept {
+    pub(crate) replica: ReplicaId,
     pub(super) workspace: Workspace,
     pub(super) service: ServiceName,
     pub(super) generation: Generation,
-    /// Its main process, once there is one.
-    pub(super) process: Option<ProcessId>,
+    /// By what its engine knows its program, once there is one.
+    #[serde(rename = "process")]
+    pub(crate) handle: Option<serde_json::Value>,
     /// When that was started, by the monotonic clock.
     pub(super) spawned: f64,
     /// Whether it has answered a probe.
@@ -39,39 +40,63 @@ pub(super) struct Kept {
     pub(super) unlimited: Option<String>,
 }
 
-/// The folder of one replica, and the short path to it.
+/// The folder of one replica, and the short path to the part of it that is the replica's own.
 #[derive(Debug, Clone)]
-pub(super) struct Folder {
+pub struct Folder {
     root: PathBuf,
-    /// A link to `root`: a socket's path must be short, wherever the state folder is.
+    /// A link to the replica's own part: a socket's path must be short, wherever the state folder is.
     link: PathBuf,
+    layout: Layout,
+}
+
+/// How the folders of replicas are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// The part of a replica's folder in which it may write; empty for all of it.
+    pub(crate) own: &'static str,
+    /// Who may go through the folders on the way to a socket, as a file's mode.
+    pub(crate) mode: u32,
 }
 
 impl Folder {
-    pub(super) fn new(replicas: &Path, sockets: &Path, replica: &ReplicaId) -> Self {
-        Self { root: replicas.join(replica.as_str()), link: sockets.join(short(replica)) }
+    pub(super) fn new(replicas: &Path, sockets: &Path, layout: Layout, replica: &ReplicaId) -> Self {
+        Self { root: replicas.join(replica.as_str()), link: sockets.join(short(replica)), layout }
     }
 
     /// Makes it, with all that a replica expects to find.
     pub(super) fn create(&self) -> io::Result<()> {
         let mut private = fs::DirBuilder::new();
         private.recursive(true).mode(0o700);
-        for folder in ["home", "tmp", "run", "azureml-app/azureml-models"] {
-            private.create(self.root.join(folder))?;
+        let own = self.own();
+        private.create(&self.root)?;
+        fs::set_permissions(&self.root, fs::Permissions::from_mode(self.layout.mode))?;
+        for folder in [self.program(), own.join("home"), own.join("tmp"), own.join("run"), self.app_root().join(MODELS)]
+        {
+            private.create(folder)?;
         }
         match fs::remove_file(&self.link) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => std::os::unix::fs::symlink(&self.root, &self.link),
+            _ => std::os::unix::fs::symlink(&own, &self.link),
         }
     }
 
+    /// The whole of it.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// v1's `/var/azureml-app`.
-    pub(super) fn app_root(&self) -> PathBuf {
+    pub(crate) fn app_root(&self) -> PathBuf {
         self.root.join("azureml-app")
     }
 
-    /// The short path to the folder.
-    pub(super) fn own(&self) -> &Path {
+    /// The part in which the replica may write.
+    pub(crate) fn own(&self) -> PathBuf {
+        self.root.join(self.layout.own)
+    }
+
+    /// The short path to that part.
+    pub(crate) fn link(&self) -> &Path {
         &self.link
     }
 
@@ -80,23 +105,28 @@ impl Folder {
     }
 
     pub(super) fn status(&self) -> PathBuf {
-        self.root.join("status")
+        self.own().join("status")
     }
 
-    pub(super) fn launcher(&self) -> PathBuf {
-        self.root.join("launch.py")
+    /// The folder of what the replica is run by; it need not write there.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.root.join("program")
+    }
+
+    pub(crate) fn launcher(&self) -> PathBuf {
+        self.program().join("launch.py")
     }
 
     /// The file that a worker touches; each of several has its own.
     pub(super) fn heartbeats(&self, workers: u32) -> Vec<PathBuf> {
         match workers {
             1 => vec![self.heartbeat()],
-            _ => (0..workers).map(|number| self.root.join(format!("heartbeat.{number}"))).collect(),
+            _ => (0..workers).map(|number| self.own().join(format!("heartbeat.{number}"))).collect(),
         }
     }
 
     pub(super) fn heartbeat(&self) -> PathBuf {
-        self.root.join("heartbeat")
+        self.own().join("heartbeat")
     }
 
     /// Keeps what is known of the replica, all or nothing.
@@ -136,7 +166,8 @@ fn short(replica: &ReplicaId) -> String {
     digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn absent(result: io::Result<()>) -> io::Result<()> {
+/// Being gone already is fine.
+pub(super) fn absent(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
@@ -164,7 +195,7 @@ mod tests {
         let (replicas, sockets) = (home.path().join("replicas"), home.path().join("s"));
         fs::create_dir(&sockets).unwrap();
         let replica: ReplicaId = "ridge-7-abcdefgh".parse().unwrap();
-        let folder = Folder::new(&replicas, &sockets, &replica);
+        let folder = Folder::new(&replicas, &sockets, Layout { own: "", mode: 0o700 }, &replica);
         folder.create().unwrap();
         folder.create().expect("again is fine");
         assert_eq!(folder.recall(), None);
@@ -173,7 +204,7 @@ mod tests {
             workspace: Workspace::default(),
             service: "ridge".parse().unwrap(),
             generation: Generation(7),
-            process: None,
+            handle: None,
             spawned: 1.5,
             ready: false,
             start: StartParts::default(),

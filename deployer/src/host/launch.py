@@ -1,9 +1,9 @@
 """Serves one replica: the application of azureml-inference-server-http behind a unix socket.
 
 Run by kaai's deployer with the interpreter of the service's own environment, Python 3.6 or newer.
-The order comes as one line of JSON on standard input, so that nothing of it shows among the process's arguments:
-`socket`, `status` and `heartbeat` (paths), `workers`, `timeout` (seconds without a sign of life).
-Standard input that ends without a line means that whoever started this process is gone: so are we.
+The order is one line of JSON: `socket`, `status` and `heartbeat` (paths), `workers`, `timeout` (seconds without a sign of life),
+and `mode` (who may use the socket; this user alone when it is null). It is in the file that the one argument names, or else it comes
+on standard input. Standard input that ends without a line means that whoever started this process is gone: so are we.
 
 Each step is written to the status file as one line of JSON, stamped with the monotonic clock.
 The socket is bound at once and listened on when every worker has finished `init()`: until then a connection is refused.
@@ -34,7 +34,11 @@ class Status:
 
 
 def main():
-    line = sys.stdin.readline()
+    if len(sys.argv) > 1:
+        with open(sys.argv[1]) as file:
+            line = file.readline()
+    else:
+        line = sys.stdin.readline()
     if not line:
         return 0
     order = json.loads(line)
@@ -45,17 +49,17 @@ def main():
     sys.path[0] = os.getcwd()
     status = Status(order["status"])
     status.say("started")
-    listener = bind(order["socket"])
+    listener = bind(order["socket"], order.get("mode"))
     if order["workers"] == 1:
         return serve(order, status, listener, lone=True, when_loaded=lambda: listen(listener, status))
     return Workers(order, status, listener).run()
 
 
-def bind(path):
+def bind(path, mode):
     import socket
 
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o077)
+    before = os.umask(0o077 if mode is None else 0o777 & ~mode)
     listener.bind(path)
     os.umask(before)
     return listener
@@ -258,9 +262,17 @@ class Workers:
             if not self.stopping:
                 code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status) or 1
                 self.status.say("ending", code=code)
-                os.unlink(self.order["socket"])
+                self.refuse()
                 self.stop()
         return code
+
+    def refuse(self):
+        """Lets nobody connect any more."""
+        try:
+            os.unlink(self.order["socket"])
+        except OSError:
+            # The folder is not ours to write in. The socket is: it is shut for all workers, which are about to end.
+            self.listener.shutdown(2)
 
     def stop(self):
         self.stopping = True

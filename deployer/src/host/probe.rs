@@ -1,6 +1,6 @@
 //! Whether a replica answers, and whether it still listens.
 
-use std::{io, path::Path, time::Duration};
+use std::{io, os::unix::fs::FileTypeExt, path::Path, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -11,7 +11,7 @@ use tokio::{
 /// Whether `GET /` is answered with 200. Waits behind whatever the replica is working on.
 pub(super) async fn answers(socket: &Path, limit: Duration) -> bool {
     let asking = async {
-        let mut stream = UnixStream::connect(socket).await?;
+        let mut stream = connect(socket).await?;
         stream.write_all(b"GET / HTTP/1.1\r\nHost: kaai\r\nConnection: close\r\n\r\n").await?;
         let mut head = [0; 12];
         stream.read_exact(&mut head).await?;
@@ -25,7 +25,15 @@ pub(super) async fn answers(socket: &Path, limit: Duration) -> bool {
 
 /// Whether somebody listens on the socket. The kernel answers, so a replica that works on a long request does too.
 pub(super) async fn listens(socket: &Path, limit: Duration) -> bool {
-    matches!(timeout(limit, UnixStream::connect(socket)).await, Ok(Ok(_)))
+    matches!(timeout(limit, connect(socket)).await, Ok(Ok(_)))
+}
+
+/// Connects to a socket itself: a link that a replica puts in its place leads to somebody else.
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    if !std::fs::symlink_metadata(socket)?.file_type().is_socket() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    UnixStream::connect(socket).await
 }
 
 #[cfg(test)]
@@ -57,6 +65,15 @@ mod tests {
             let (answered, ()) = tokio::join!(answers(&socket, LIMIT), serve);
             assert_eq!(answered, good, "{answer:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_link_to_another_socket_is_no_replica() {
+        let folder = tempfile::tempdir().unwrap();
+        let (socket, other) = (folder.path().join("s"), folder.path().join("other"));
+        let _listener = UnixListener::bind(&other).unwrap();
+        std::os::unix::fs::symlink(&other, &socket).unwrap();
+        assert!(listens(&other, LIMIT).await && !listens(&socket, LIMIT).await);
     }
 
     #[tokio::test]

@@ -2,12 +2,18 @@
 
 use std::{
     fs,
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
+use rustix::fs::OFlags;
 use serde::Deserialize;
 
 use crate::backend::{Phase, Report};
+
+/// How much is read at a time; a launcher says a hundredth of it in all.
+const MOST: u64 = 1 << 20;
 
 /// The launcher's words up to now. Times are those of the monotonic clock, in seconds.
 #[derive(Debug, Default, PartialEq)]
@@ -35,7 +41,7 @@ enum Event {
 /// Reads the file from where it was left off.
 pub(super) struct StatusFile {
     path: PathBuf,
-    read: usize,
+    read: u64,
     pub(super) said: Said,
 }
 
@@ -46,8 +52,7 @@ impl StatusFile {
 
     /// Takes in what is new. The file has a few lines in all.
     pub(super) fn refresh(&mut self) {
-        let Ok(content) = fs::read(&self.path) else { return };
-        let new = content.get(self.read..).unwrap_or_default();
+        let Ok(new) = self.unread() else { return };
         // A line without its end is still being written.
         let Some(end) = new.iter().rposition(|byte| *byte == b'\n') else { return };
         for line in new[..end].split(|byte| *byte == b'\n') {
@@ -56,7 +61,19 @@ impl StatusFile {
                 Err(error) => tracing::debug!(%error, path = %self.path.display(), "passed over a line"),
             }
         }
-        self.read += end + 1;
+        self.read += end as u64 + 1;
+    }
+
+    /// What is behind the part that was read. A replica might put anything in the file's place: only a file is read, and not all of a large one.
+    fn unread(&self) -> io::Result<Vec<u8>> {
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let mut file = fs::File::options().read(true).custom_flags(flags.bits().cast_signed()).open(&self.path)?;
+        let mut new = Vec::new();
+        if file.metadata()?.is_file() {
+            file.seek(SeekFrom::Start(self.read))?;
+            file.take(MOST).read_to_end(&mut new)?;
+        }
+        Ok(new)
     }
 }
 
@@ -106,6 +123,22 @@ mod tests {
             .unwrap();
         status.refresh();
         assert_eq!(status.said.serving, Some(2.25));
+    }
+
+    #[test]
+    fn nothing_is_read_that_is_no_file_of_the_replicas_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("status"), folder.path().join("other"));
+        fs::write(&other, "{\"event\":\"serving\",\"at\":1}\n").unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        let mut status = StatusFile::new(&path);
+        status.refresh();
+        assert_eq!(status.said, Said::default(), "a link");
+        fs::remove_file(&path).unwrap();
+        // Whoever opens it to read would wait for a writer.
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        status.refresh();
+        assert_eq!(status.said, Said::default(), "a pipe");
     }
 
     #[test]

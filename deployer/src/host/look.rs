@@ -6,11 +6,12 @@ use proto::failure::{Failure, Stage};
 use tokio::time::Instant;
 
 use super::{
+    clock,
+    engine::Engine,
     kept::{Folder, Kept},
     log, probe,
     status::StatusFile,
     supervise::{Supervisor, address, milliseconds},
-    table,
 };
 use crate::backend::Status;
 
@@ -41,7 +42,7 @@ impl Look {
     }
 
     /// Waits a moment and looks once; returns why the replica must end, if it must. May be given up at any point.
-    pub(super) async fn once(&mut self, supervisor: &mut Supervisor) -> Option<Failure> {
+    pub(super) async fn once(&mut self, supervisor: &mut Supervisor<impl Engine>) -> Option<Failure> {
         tokio::time::sleep(if self.kept.ready { READY } else { STARTING }).await;
         self.cut_log(supervisor).await;
         if self.kept.ready {
@@ -55,13 +56,13 @@ impl Look {
         None
     }
 
-    async fn cut_log(&mut self, supervisor: &Supervisor) {
+    async fn cut_log(&mut self, supervisor: &Supervisor<impl Engine>) {
         let now = Instant::now();
         if now < self.next_log {
             return;
         }
         self.next_log = now + LOG;
-        let path = supervisor.log();
+        let path = supervisor.place.log(&supervisor.observed);
         let cutting = supervisor.place.tasks.spawn_blocking(move || log::cut(&path));
         if let Ok(Err(error)) = cutting.await {
             tracing::debug!(%error, "a log cannot be cut");
@@ -69,7 +70,7 @@ impl Look {
     }
 
     /// Tells the parts of the start as they become known.
-    fn measure(&mut self, supervisor: &mut Supervisor) {
+    fn measure(&mut self, supervisor: &mut Supervisor<impl Engine>) {
         let (said, start) = (&self.status.said, &mut self.kept.start);
         let before = *start;
         if let Some(import) = said.import {
@@ -78,15 +79,15 @@ impl Look {
         }
         if *start != before {
             supervisor.observed.start = *start;
-            let age = Duration::try_from_secs_f64(table::monotonic() - self.kept.spawned).unwrap_or_default();
+            let age = Duration::try_from_secs_f64(clock::monotonic() - self.kept.spawned).unwrap_or_default();
             supervisor.tell(Status::Starting(age));
         }
     }
 
     /// Asks for a sign that it serves.
-    async fn probe(&mut self, supervisor: &mut Supervisor) {
+    async fn probe(&mut self, supervisor: &mut Supervisor<impl Engine>) {
         let liveness = &self.kept.liveness;
-        let served = *self.served.get_or_insert_with(table::monotonic);
+        let served = *self.served.get_or_insert_with(clock::monotonic);
         if !probe::answers(&self.socket, seconds(liveness.timeout_seconds)).await {
             self.in_a_row = 0;
             self.next_probe = Instant::now() + READY;
@@ -98,8 +99,15 @@ impl Look {
         if self.in_a_row < liveness.success_threshold {
             return;
         }
+        // What answered may have been put there by the script; what is there once the folder is sealed stays.
+        let sealed = supervisor.place.engine.seal(&supervisor.folder);
+        if sealed.is_err() || !probe::listens(&self.socket, seconds(liveness.timeout_seconds)).await {
+            tracing::warn!(?sealed, replica = %self.kept.replica, "the socket of a replica cannot be trusted yet");
+            self.in_a_row = 0;
+            return;
+        }
         (self.kept.ready, self.in_a_row) = (true, 0);
-        self.kept.start.probe_ms = milliseconds(table::monotonic() - served);
+        self.kept.start.probe_ms = milliseconds(clock::monotonic() - served);
         if let Err(error) = supervisor.folder.keep(&self.kept) {
             // The next deployer would wait for it to become ready once more, and so it will.
             tracing::warn!(%error, "it cannot be kept that a replica is ready");
@@ -110,7 +118,7 @@ impl Look {
     }
 
     /// Whether a ready replica is still well: somebody listens, and no worker is stuck.
-    async fn check(&mut self, supervisor: &Supervisor) -> Option<Failure> {
+    async fn check(&mut self, supervisor: &Supervisor<impl Engine>) -> Option<Failure> {
         if Instant::now() < self.next_probe {
             return None;
         }
@@ -122,10 +130,10 @@ impl Look {
             let cause = format!("the replica did not listen at {} probes in a row", self.in_a_row);
             return Some(Failure::project(Stage::Starting, cause, "look at the whole log"));
         }
-        let now = table::monotonic();
+        let now = clock::monotonic();
         let stuck = supervisor.folder.heartbeats(self.kept.workers).into_iter().any(|path| {
-            let touched =
-                std::fs::metadata(path).map_or(now, |file| file.mtime() as f64 + file.mtime_nsec() as f64 / 1e9);
+            let touched = std::fs::symlink_metadata(path)
+                .map_or(now, |file| file.mtime() as f64 + file.mtime_nsec() as f64 / 1e9);
             now - touched > self.kept.worker_timeout as f64
         });
         stuck.then(|| {

@@ -1,9 +1,12 @@
 //! Archives of projects and models on this machine: fetched once, unpacked for each replica.
 //!
-//! A replica gets its own copy of the files, so that nothing it does to them reaches another replica or the cache.
+//! A replica that may write gets its own copy of the files, so that nothing it does to them reaches another replica or the cache. What
+//! replicas only read is unpacked once for all of them, and stays as long as one of them holds it.
+
+mod shared;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -12,31 +15,58 @@ use std::{
 
 use proto::{
     failure::{Failure, Stage},
-    id::Digest,
+    id::{Digest, ReplicaId},
 };
 use runtime::{archive, backoff::Backoff, shutdown::Tasks, store};
 use sha2::Digest as _;
 use tokio_util::sync::CancellationToken;
 
+use self::shared::SIZE;
+use super::kept::absent;
+
 /// How often a store that fails is tried again.
 const ATTEMPTS: u32 = 4;
 /// An archive that was used within this time is not deleted from the cache.
 const IN_USE: Duration = Duration::from_secs(600);
-
 /// The cache of fetched archives.
 #[derive(Clone)]
-pub(super) struct Archives {
+pub(crate) struct Archives {
     folder: PathBuf,
     /// How many bytes are kept at most.
     most: u64,
     store: store::Store,
     tasks: Tasks,
-    fetching: Arc<Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>>,
+    fetching: Turns,
+    unpacking: Turns,
+    held: Arc<Mutex<BTreeMap<ReplicaId, BTreeSet<Digest>>>>,
+}
+
+/// Lets one at a time do what many want.
+#[derive(Clone, Default)]
+struct Turns(Arc<Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>>);
+
+impl Turns {
+    async fn take(&self, digest: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            turns.entry(digest.clone()).or_default().clone()
+        };
+        turn.lock_owned().await
+    }
 }
 
 impl Archives {
     pub(super) fn new(folder: PathBuf, most: u64, store: store::Store, tasks: Tasks) -> Self {
-        Self { folder, most, store, tasks, fetching: Arc::default() }
+        Self {
+            folder,
+            most,
+            store,
+            tasks,
+            fetching: Turns::default(),
+            unpacking: Turns::default(),
+            held: Arc::default(),
+        }
     }
 
     /// Unpacks an archive into a folder, which is made; ends soon once it is given up.
@@ -44,7 +74,7 @@ impl Archives {
     /// # Errors
     ///
     /// Fails in words for the user, and when it is given up.
-    pub(super) async fn unpack(
+    pub(crate) async fn unpack(
         &self,
         digest: &Digest,
         into: &Path,
@@ -66,12 +96,7 @@ impl Archives {
 
     /// The path of an archive in the cache, fetched if it is not there. Those who want the same one wait for each other.
     async fn fetch(&self, digest: &Digest, what: &str) -> Result<PathBuf, Failure> {
-        let turn = {
-            let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
-            fetching.retain(|_, turn| Arc::strong_count(turn) > 1);
-            fetching.entry(digest.clone()).or_default().clone()
-        };
-        let _turn = turn.lock().await;
+        let _turn = self.fetching.take(digest).await;
         let path = self.folder.join(format!("{}.zip", digest.hex()));
         if touch(&path).is_ok() {
             return Ok(path);
@@ -110,28 +135,44 @@ impl Archives {
         }
     }
 
-    /// Deletes what was used longest ago until the rest is within the limit.
+    /// Deletes what was used longest ago until the rest is within the limit. What a replica holds is never deleted.
     fn prune(&self) {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let mut files: Vec<_> = entries
-            .filter_map(|entry| {
-                let metadata = entry.metadata().ok()?;
-                Some((metadata.modified().ok()?, metadata.len(), entry.path()))
-            })
-            .collect();
-        files.sort();
-        let mut total: u64 = files.iter().map(|(_, length, _)| length).sum();
-        for (used, length, path) in files {
+        let mut all: Vec<_> = entries.filter_map(|entry| Kept::of(entry.path())).collect();
+        all.sort();
+        let mut total: u64 = all.iter().map(|kept| kept.size).sum();
+        for Kept { used, size, path } in all {
             let in_use = used.elapsed().is_ok_and(|age| age < IN_USE);
             if total <= self.most || in_use {
                 return;
             }
             // One that cannot be deleted is counted again the next time.
-            if fs::remove_file(&path).is_ok() {
-                total -= length;
+            if self.take_away(&path).is_some_and(|taken| remove(&taken).is_ok()) {
+                total -= size;
             }
         }
     }
+}
+
+/// Something in the cache; ordered by its last use.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Kept {
+    used: SystemTime,
+    size: u64,
+    path: PathBuf,
+}
+
+impl Kept {
+    fn of(path: PathBuf) -> Option<Self> {
+        let note = path.join(SIZE);
+        let size = fs::read_to_string(&note).ok().and_then(|text| text.parse().ok());
+        let metadata = fs::metadata(if size.is_some() { &note } else { &path }).ok()?;
+        Some(Self { used: metadata.modified().ok()?, size: size.unwrap_or(metadata.len()), path })
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
 /// Marks a file as used now.
@@ -178,7 +219,7 @@ fn damaged(digest: &Digest) -> Failure {
 }
 
 /// A file of this machine could not be written.
-pub(super) fn disk(path: &Path, error: &io::Error) -> Failure {
+pub(crate) fn disk(path: &Path, error: &io::Error) -> Failure {
     let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
     let cause = if full {
         format!("no space is left for {}", path.display())
@@ -201,13 +242,13 @@ fn defect(error: &tokio::task::JoinError) -> Failure {
 mod tests {
     use super::*;
 
-    fn archives(folder: &Path, most: u64) -> Archives {
+    pub(super) fn archives(folder: &Path, most: u64) -> Archives {
         let store = store::Store::open(folder.join("store").to_str().unwrap()).unwrap();
         fs::create_dir(folder.join("cache")).unwrap();
         Archives::new(folder.join("cache"), most, store, Tasks::default())
     }
 
-    fn digest(bytes: &[u8]) -> Digest {
+    pub(super) fn digest(bytes: &[u8]) -> Digest {
         Digest::from_sha256(sha2::Sha256::digest(bytes).into())
     }
 
@@ -254,9 +295,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let archives = archives(folder.path(), 1 << 30);
         let wanted = digest(EMPTY);
-        let turn = archives.fetching.lock().unwrap().entry(wanted.clone()).or_default().clone();
         // Somebody fetches it, and does not come to an end.
-        let _held = turn.lock().await;
+        let _turn = archives.fetching.take(&wanted).await;
         let given_up = CancellationToken::new();
         given_up.cancel();
         let failure = archives.unpack(&wanted, folder.path(), "the project", &given_up).await.unwrap_err();

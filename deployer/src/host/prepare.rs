@@ -1,21 +1,21 @@
 //! What a replica needs before its process is started: its environment, its files, its launcher.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use proto::{
-    builder::Image,
     deployer::Release,
     failure::{Failure, Stage},
 };
-
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Place,
     archives::disk,
+    engine::{Engine, Environment},
     kept::Folder,
-    variables::{self, entry_script, model_path},
+    variables::{self, entry_script},
 };
+use crate::backend::Order;
 
 /// The program that serves a script, run by the interpreter of the script's own environment.
 const LAUNCHER: &str = include_str!("launch.py");
@@ -26,17 +26,16 @@ const LAUNCHER: &str = include_str!("launch.py");
 ///
 /// Fails in words for the user, and when it is given up.
 pub(super) async fn prepare(
-    place: &Place,
+    place: &Place<impl Engine>,
     folder: &Folder,
-    release: &Release,
+    order: &Order,
     given_up: &CancellationToken,
-) -> Result<(), Failure> {
-    let spec = &release.spec;
-    let python = python(&release.image)?;
-    if !python.exists() {
-        let cause = format!("the environment is gone: there is no {}", python.display());
-        return Err(Failure::platform(Stage::Starting, cause, "deploy again, which builds it anew"));
-    }
+) -> Result<Environment, Failure> {
+    let (release, spec) = (&order.release, &order.release.spec);
+    let environment = tokio::select! {
+        environment = place.engine.environment(&release.image) => environment?,
+        () = given_up.cancelled() => return Err(stopped()),
+    };
     check_paths(release)?;
     let app_root = folder.app_root();
     std::fs::write(folder.launcher(), LAUNCHER).map_err(|error| disk(&folder.launcher(), &error))?;
@@ -45,10 +44,7 @@ pub(super) async fn prepare(
         None => app_root.clone(),
     };
     place.archives.unpack(&release.archive, &project, "the project", given_up).await?;
-    for model in &spec.models {
-        let what = format!("the model {}:{}", model.name, model.version);
-        place.archives.unpack(&model.digest, &app_root.join(model_path(model)), &what, given_up).await?;
-    }
+    place.engine.bring_models(folder, order, given_up).await?;
     if !app_root.join(entry_script(spec)).is_file() {
         let script = &spec.entry_script;
         return Err(Failure::project(
@@ -57,23 +53,11 @@ pub(super) async fn prepare(
             format!("put {script} there, or name another entryScript in inferenceconfig.json"),
         ));
     }
-    Ok(())
+    Ok(environment)
 }
 
-/// The interpreter of a virtual environment.
-///
-/// # Errors
-///
-/// Fails for an image, which this place cannot run.
-pub(super) fn python(image: &Image) -> Result<PathBuf, Failure> {
-    match image {
-        Image::VirtualEnvironment { path, .. } => Ok(Path::new(path).join("bin/python")),
-        Image::Container { reference, .. } => Err(Failure::platform(
-            Stage::Starting,
-            format!("this place runs processes, and the environment is an image ({reference})"),
-            "let builder and deployer agree: both with images, or neither",
-        )),
-    }
+fn stopped() -> Failure {
+    Failure::platform(Stage::Starting, "the start was given up", "deploy again")
 }
 
 /// Refuses names by which a release would reach beyond its folder.
@@ -100,6 +84,7 @@ fn check_paths(release: &Release) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use proto::{
+        builder::Image,
         id::{Digest, EnvironmentHash, Generation},
         spec::ServiceSpec,
     };
