@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proto::{
-    builder::{ImageResolved, Lookup},
+    builder::{ImageResolved, Lookup, RegistryAsked, RegistryOutcome, RegistryRole},
     deployer::{DeploymentFailed, DeploymentProgressed, DeploymentReady},
     event::Event,
     failure::Stage,
@@ -191,7 +191,8 @@ impl<'a> Follow<'a> {
                     Lookup::Copied => "copied",
                     Lookup::Built => "built",
                 };
-                self.over("environment", &format!("{}  {how}", event.environment.short()));
+                let asked: String = event.asked.iter().map(|asked| format!(", {}", registry(asked))).collect();
+                self.over("environment", &format!("{}  {how}{asked}", event.environment.short()));
                 self.stages.news("starting", "");
                 None
             }
@@ -253,4 +254,16 @@ impl<'a> Follow<'a> {
 /// Reads an event if it is about the generation that is followed.
 fn ours<E: Event>(past: &Past, generation: Generation, of: impl Fn(&E) -> Generation) -> Option<E> {
     serde_json::from_slice::<E>(&past.body).ok().filter(|event| of(event) == generation)
+}
+/// What a registry said when it was asked for an image.
+fn registry(asked: &RegistryAsked) -> String {
+    let which = match asked.registry {
+        RegistryRole::Workspace => "workspace registry",
+        RegistryRole::Global => "global registry",
+    };
+    match &asked.outcome {
+        RegistryOutcome::Found => format!("the {which} had it"),
+        RegistryOutcome::Missing => format!("the {which} had none"),
+        RegistryOutcome::Unavailable(why) => format!("the {which} was left out: {why}"),
+    }
 }

@@ -4,6 +4,7 @@
 
 use std::{fs::File, net::SocketAddr, path::PathBuf, time::Duration};
 
+use builder::config::ImageSettings;
 use packager::walk::Limits;
 use proto::{cli::Context, id::Workspace};
 use runtime::{
@@ -44,6 +45,10 @@ pub struct Options {
     pub scale_down_delay: Duration,
     /// How much a project may hold.
     pub project_limits: Limits,
+    /// Registries and base images; with them environments are images and replicas containers of this machine's Docker engine.
+    pub images: Option<ImageSettings>,
+    /// A Docker `config.json` with logins at those registries.
+    pub registry_login: Option<PathBuf>,
 }
 
 impl Options {
@@ -58,6 +63,8 @@ impl Options {
             uv: None,
             scale_down_delay: Duration::from_secs(60),
             project_limits: Limits::PROJECT,
+            images: None,
+            registry_login: None,
         }
     }
 
@@ -159,7 +166,12 @@ impl Up {
         self.spawn(&mut ready, &rt, packager::run(config, rt.clone()));
 
         let rt = self.runtime("builder", options, logins).await?;
-        let config = builder::Config { environments: home.join("environments"), uv, ..builder::Config::default() };
+        let config = builder::Config {
+            environments: home.join("environments"),
+            uv,
+            images: options.images.clone(),
+            ..builder::Config::default()
+        };
         self.spawn(&mut ready, &rt, builder::run(config, rt.clone()));
 
         let rt = self.runtime("scaler", options, logins).await?;
@@ -173,8 +185,12 @@ impl Up {
         self.spawn(&mut ready, &rt, router::run(config, rt.clone()));
 
         let rt = self.runtime("deployer", options, logins).await?;
-        let config =
-            deployer::Config { on_stop: deployer::OnStop::End, ..deployer::Config::new(home.join("deployer")) };
+        let containers = || deployer::docker::Settings { login: options.registry_login.clone(), ..Default::default() };
+        let config = deployer::Config {
+            on_stop: deployer::OnStop::End,
+            docker: options.images.as_ref().map(|_| containers()),
+            ..deployer::Config::new(home.join("deployer"))
+        };
         self.spawn(&mut ready, &rt, deployer::run(config, rt.clone()));
         self.settle(options, ready, bound).await
     }

@@ -6,6 +6,7 @@ use crate::image::{Access, Engine, Logins, Repository, Settings};
 
 /// Registries and base images, as typed.
 #[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Environments as images")]
 pub struct ImageArgs {
     /// Registry (HOST[:PORT][/PREFIX]) that environments are pushed to as images; without it they are virtual environments of this machine
     #[arg(long, env = "KAAI_REGISTRY", value_name = "REGISTRY")]

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use builder::config::ImageArgs;
 use packager::walk::{Limits, Links};
 use proto::packager::{ProjectOptions, Source};
 use serde_json::json;
@@ -39,6 +40,8 @@ pub struct Args {
     scale_down_delay: u64,
     #[command(flatten)]
     size: deploy::SizeArgs,
+    #[command(flatten)]
+    images: ImageArgs,
     /// Deploy this folder once all is up, and ask it what its sample-request.json says
     #[arg(long, value_name = "FOLDER")]
     deploy: Option<PathBuf>,
@@ -66,6 +69,8 @@ pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
         uv: args.uv.clone(),
         scale_down_delay: Duration::from_secs(args.scale_down_delay),
         project_limits: args.size.limits(),
+        images: args.images.read().map_err(|wrong| Ending::usage(wrong, "see `kaai up --help`"))?,
+        registry_login: args.images.registry_login.clone(),
     };
     logs(&home, &args.log)?;
     let Some(mut up) = Up::start(options, &shutdown).await? else { return Ok(()) };
