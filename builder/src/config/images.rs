@@ -8,7 +8,7 @@ use crate::image::{Access, Engine, Logins, Repository, Settings};
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Environments as images")]
 pub struct ImageArgs {
-    /// Registry (HOST[:PORT][/PREFIX]) that environments are pushed to as images; without it they are virtual environments of this machine
+    /// Registry (HOST:PORT/PREFIX, or less) that environments are pushed to as images; without it they are virtual environments of this machine
     #[arg(long, env = "KAAI_REGISTRY", value_name = "REGISTRY")]
     pub registry: Option<String>,
     /// Registry with images that others have built, looked into before one is built here
