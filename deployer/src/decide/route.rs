@@ -82,7 +82,8 @@ impl Service {
         for endpoint in written.iter().flat_map(|route| &route.replicas) {
             if let Some(replica) = self.replicas.get_mut(&endpoint.replica) {
                 replica.draining = match replica.draining {
-                    _ if !endpoint.draining => None,
+                    // One that was taken back while this was being written is not being emptied: the next route says so.
+                    _ if !endpoint.draining || !replica.leaving => None,
                     Some(draining) => Some(draining),
                     None => Some(Draining { since: now, revision }),
                 };
@@ -96,6 +97,7 @@ impl Service {
         let (revision, routed) = (self.route.revision, &self.route.written);
         for endpoint in routed.iter().flat_map(|route| &route.replicas).filter(|endpoint| endpoint.draining) {
             if let Some(replica) = self.replicas.get_mut(&endpoint.replica)
+                && replica.leaving
                 && replica.draining.is_none()
                 && self.route.writing.is_none()
             {
