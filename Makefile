@@ -16,7 +16,8 @@ help: ## list the targets
 up: tools build ## build, start all of kaai, deploy an example and ask it; stays until Ctrl-C
 	@exec $(KAAI) up --deploy $(EXAMPLE)
 
-demo: tools build ## the same on a folder of the moment, and end after the prediction
+# With KAAI=target/debug/kaai what the tests have built is shown, and nothing is built.
+demo: tools $(if $(filter target/debug/%,$(KAAI)),,build) ## the same on a folder of the moment, and end after the prediction
 	@home=$$(mktemp -d "$${TMPDIR:-/tmp}/kaai-demo.XXXXXX"); trap 'rm -rf "$$home"' EXIT; \
 	$(KAAI) up --home "$$home" --bus-port 0 --router-address 127.0.0.1:0 --deploy $(EXAMPLE) --exit
 
