@@ -200,9 +200,12 @@ impl Images {
         environment: &EnvironmentHash,
     ) -> (RegistryAsked, Result<Option<Image>, registry::Error>) {
         let (began, reference) = (Instant::now(), repository.image(environment));
-        let found = match self.registries.digest(&reference).await {
-            Ok(None) => Ok(None),
-            Ok(Some(digest)) => self.described(&reference.clone_with_digest(digest)).await.map(Some),
+        let found = match self.registries.manifest(&reference).await {
+            Ok((manifest, digest)) => {
+                let python = manifest.annotations.and_then(|said| said.get(PYTHON).cloned());
+                Ok(Some(image(&reference.clone_with_digest(digest), python)))
+            }
+            Err(registry::Error::Missing(_)) => Ok(None),
             Err(error) => Err(error),
         };
         let outcome = match &found {
@@ -212,13 +215,6 @@ impl Images {
         };
         let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         (RegistryAsked { registry: role, repository: repository.shown(), outcome, took_ms }, found)
-    }
-
-    /// An image as others are told of it.
-    async fn described(&self, reference: &Reference) -> Result<Image, registry::Error> {
-        let (manifest, _) = self.registries.manifest(reference).await?;
-        let python = manifest.annotations.and_then(|said| said.get(PYTHON).cloned());
-        Ok(image(reference, python))
     }
 
     async fn find_all(&self, environment: &EnvironmentHash, log: &BuildLog) -> Result<Found, Failure> {

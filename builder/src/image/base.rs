@@ -37,10 +37,12 @@ impl Base {
     pub(crate) async fn fetch(registries: &Registries, reference: Reference) -> Result<Self, Error> {
         let (manifest, _) = registries.manifest(&reference).await?;
         let config = registries.small_blob(&reference, &manifest.config).await?;
-        let config = serde_json::from_slice(&config).map_err(|error| Error::Damaged {
-            what: reference.whole(),
-            why: format!("its configuration is no JSON: {error}"),
-        })?;
+        let damaged = |why: String| Error::Damaged { what: reference.whole(), why };
+        let config = serde_json::from_slice(&config)
+            .map_err(|error| damaged(format!("its configuration is no JSON: {error}")))?;
+        if !is_configuration(&config) {
+            return Err(damaged("its configuration is not in the form of an image's".to_owned()));
+        }
         Ok(Self { reference, manifest, config })
     }
 
@@ -100,6 +102,15 @@ impl Base {
     pub(crate) fn digest(&self) -> &str {
         self.reference.digest().unwrap_or_default()
     }
+}
+
+/// Whether a configuration has the form that is written to here: whoever made the image may have put anything into it.
+fn is_configuration(config: &Value) -> bool {
+    let at = |path: &str| config.pointer(path).unwrap_or(&Value::Null);
+    let object = |path: &str| at(path).is_null() || at(path).is_object();
+    let list = |path: &str| at(path).is_null() || at(path).is_array();
+    let objects = ["/config", "/config/Labels", "/rootfs"].into_iter().all(object);
+    config.is_object() && objects && ["/config/Env", "/rootfs/diff_ids", "/history"].into_iter().all(list)
 }
 
 /// A base image that has none of the Pythons that are wanted.
@@ -179,6 +190,17 @@ mod tests {
             tar.append_data(&mut header, path, io::empty()).unwrap();
         }
         tar.into_inner().unwrap()
+    }
+
+    #[test]
+    fn a_configuration_of_another_form_is_none() {
+        let read = |text: &str| is_configuration(&serde_json::from_str(text).unwrap());
+        assert!(read("{}") && read(r#"{"config": {"Labels": null, "Env": []}, "rootfs": {"diff_ids": []}}"#));
+        for hostile in
+            ["[]", r#"{"config": 1}"#, r#"{"config": {"Labels": "x"}}"#, r#"{"rootfs": []}"#, r#"{"history": {}}"#]
+        {
+            assert!(!read(hostile), "{hostile}");
+        }
     }
 
     #[test]
