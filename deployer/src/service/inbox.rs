@@ -20,8 +20,8 @@ use crate::{backend::Observed, decide::Input};
 
 /// How many messages may be unsettled at a time; each is settled within milliseconds, once its effect is stored.
 const IN_FLIGHT: usize = 64;
-/// How long a message may stay unsettled before it is handed out again.
-const ACK_WAIT: Duration = Duration::from_secs(30);
+/// How long a message may stay unsettled before it is handed out again: what a killed deployer had in hand waits that long.
+const ACK_WAIT: Duration = Duration::from_secs(6);
 
 /// Something to be looked at.
 pub(super) enum News {
