@@ -52,11 +52,12 @@ pub(super) async fn open(
         ack_wait: ACK_WAIT,
         max_in_flight: IN_FLIGHT,
     };
-    let mut deliveries = rt.bus.work(queue).await?;
     let mut utilization = rt.bus.listen::<ServiceUtilization>().await?;
     questions(rt, inbox, News::GetKeys).await?;
     questions(rt, inbox, News::RegenerateKey).await?;
     questions(rt, inbox, News::GetLog).await?;
+    // Last, because the server answers here: by then it knows the subscriptions before it, and nobody who sees us ready asks in vain.
+    let mut deliveries = rt.bus.work(queue).await?;
     // A send fails when the loop has ended, and then nobody waits for news.
     let to = inbox.clone();
     rt.tasks.spawn(async move {
