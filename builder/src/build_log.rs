@@ -37,7 +37,7 @@ struct Writer {
 
 impl BuildLog {
     /// A log that writes to a file once [`BuildLog::begin`] is called.
-    pub(crate) fn new(path: PathBuf) -> Self {
+    pub fn new(path: PathBuf) -> Self {
         let (lines, _) = broadcast::channel(WAITING);
         Self { lines, file: Mutex::default(), path }
     }

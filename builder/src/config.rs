@@ -1,6 +1,7 @@
 //! The builder's settings: as typed ([`Args`]) and as checked ([`Config`]).
 
 mod images;
+mod scan;
 
 use std::{
     ffi::OsString,
@@ -9,10 +10,14 @@ use std::{
 };
 
 use clap::ValueEnum;
-use runtime::config::CommonArgs;
+use runtime::{config::CommonArgs, store::Store};
 
-pub use self::images::{ImageArgs, ImageSettings};
-use crate::{image::Images, uv::Uv, venv::Venv};
+pub use self::{
+    images::{ImageArgs, ImageSettings},
+    scan::ScanArgs,
+};
+pub use crate::scan::ScanSettings;
+use crate::{image::Images, scan::Scanner, uv::Uv, venv::Venv};
 
 /// Finds or builds the environment of a project.
 #[derive(Debug, Clone, clap::Parser)]
@@ -27,6 +32,9 @@ pub struct Args {
     /// Registries and base images.
     #[command(flatten)]
     pub images: ImageArgs,
+    /// The scanner.
+    #[command(flatten)]
+    pub scan: ScanArgs,
     /// The uv program (0.4 or newer)
     #[arg(long, env = "KAAI_UV", default_value = "uv", value_name = "PROGRAM")]
     pub uv: PathBuf,
@@ -72,6 +80,8 @@ pub struct Config {
     pub pyenv: Option<PathBuf>,
     /// The registries and base images of a place with images; none where environments are virtual environments.
     pub images: Option<ImageSettings>,
+    /// The scanner that environments have to pass; none where they are not scanned.
+    pub scan: Option<ScanSettings>,
     /// The times and numbers that hold for any maker.
     pub limits: Limits,
 }
@@ -102,9 +112,9 @@ pub enum Error {
         /// The setting.
         name: &'static str,
     },
-    /// A setting of the registries is wrong.
+    /// A setting of the registries or of the scanner is wrong.
     #[error("{0}")]
-    Registry(String),
+    Wrong(String),
 }
 
 impl Default for Config {
@@ -115,6 +125,7 @@ impl Default for Config {
             python_downloads: true,
             pyenv: default_pyenv(),
             images: None,
+            scan: None,
             limits: Limits::default(),
             environments,
         }
@@ -147,7 +158,8 @@ impl TryFrom<Args> for Config {
             return Err(Error::Zero { name });
         }
         Ok(Self {
-            images: args.images.read().map_err(Error::Registry)?,
+            scan: args.scan.read(args.images.registry.is_some()).map_err(Error::Wrong)?,
+            images: args.images.read().map_err(Error::Wrong)?,
             environments: args.environments,
             uv: args.uv,
             python_downloads: args.python_downloads == PythonDownloads::Automatic,
@@ -183,21 +195,30 @@ impl Config {
     }
 
     /// The maker of virtual environments.
-    pub(crate) fn venv(&self) -> Venv {
+    pub fn venv(&self, store: &Store) -> Venv {
         Venv {
             uv: self.uv(),
             environments: absolute(&self.environments),
             deadline: self.limits.build_deadline,
+            scanner: self.scanner(store),
             syncing: Default::default(),
         }
     }
 
+    fn scanner(&self, store: &Store) -> Option<Scanner> {
+        self.scan.clone().map(|settings| Scanner::new(settings, store.clone()))
+    }
+
     /// The maker of images, where this place has them.
-    pub(crate) fn images(&self) -> Result<Option<Images>, Error> {
+    ///
+    /// # Errors
+    ///
+    /// Fails when a certificate of --registry-ca is none.
+    pub fn images(&self, store: &Store) -> Result<Option<Images>, Error> {
         let Some(images) = self.images.clone() else { return Ok(None) };
         let settings = images.with(absolute(&self.environments).join("images"), self.limits.build_deadline);
-        let wrong = |why| Error::Registry(format!("--registry-ca: {why}"));
-        Images::new(settings, self.uv()).map(Some).map_err(wrong)
+        let wrong = |why| Error::Wrong(format!("--registry-ca: {why}"));
+        Images::new(settings, self.uv(), self.scanner(store)).map(Some).map_err(wrong)
     }
 
     /// The limits, with the folder of logs filled in.

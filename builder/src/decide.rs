@@ -4,11 +4,10 @@
 
 use std::time::Duration;
 
-use proto::{
-    builder::{EnvironmentRecord, Image},
-    failure::Failure,
-};
+use proto::{builder::EnvironmentRecord, failure::Failure};
 use runtime::bus::Entry;
+
+use crate::maker::Made;
 
 /// How long after a lease has lapsed it is looked at again: clocks of one machine agree, timers do not quite.
 const GRACE: Duration = Duration::from_millis(100);
@@ -18,8 +17,8 @@ const GRACE: Duration = Duration::from_millis(100);
 pub(crate) enum Step {
     /// It is said to be there: see whether it is.
     Look {
-        /// Where.
-        image: Image,
+        /// Where, and scanned by what.
+        made: Made,
         /// The revision that says so.
         revision: u64,
     },
@@ -45,8 +44,8 @@ pub(crate) enum Step {
 pub(crate) fn next(now_ms: u64, entry: Option<&Entry<EnvironmentRecord>>, gone: Option<u64>) -> Step {
     let Some(Entry { value, revision }) = entry else { return Step::Take(None) };
     match value {
-        EnvironmentRecord::Ready { image, .. } if gone != Some(*revision) => {
-            Step::Look { image: image.clone(), revision: *revision }
+        EnvironmentRecord::Ready { image, scan, .. } if gone != Some(*revision) => {
+            Step::Look { made: Made { image: image.clone(), scan: scan.clone() }, revision: *revision }
         }
         EnvironmentRecord::Failed { failure, expires_ms } if now_ms < *expires_ms => {
             Step::Refuse { failure: failure.clone(), expires_ms: *expires_ms }
@@ -83,12 +82,13 @@ pub(crate) fn conflict(me: &str, wanted: &EnvironmentRecord, entry: Option<&Entr
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use proto::failure::Stage;
+    use proto::{builder::Image, failure::Stage};
 
     use super::*;
 
-    fn image() -> Image {
-        Image::VirtualEnvironment { path: "/e/1".to_owned(), python: "3.11.7".to_owned() }
+    fn made() -> Made {
+        let image = Image::VirtualEnvironment { path: "/e/1".to_owned(), python: "3.11.7".to_owned() };
+        Made { image, scan: None }
     }
 
     fn building(builder: &str, lease_until_ms: u64) -> EnvironmentRecord {
@@ -96,7 +96,7 @@ mod tests {
     }
 
     fn ready() -> EnvironmentRecord {
-        EnvironmentRecord::Ready { image: image(), built: String::new(), took_ms: 1 }
+        EnvironmentRecord::Ready { image: made().image, built: String::new(), took_ms: 1, scan: None }
     }
 
     fn failed(expires_ms: u64) -> EnvironmentRecord {
@@ -114,9 +114,9 @@ mod tests {
 
     #[test]
     fn one_that_is_ready_is_looked_at_once_and_built_again_when_it_is_gone() {
-        assert_eq!(at(1, ready(), None), Step::Look { image: image(), revision: 7 });
+        assert_eq!(at(1, ready(), None), Step::Look { made: made(), revision: 7 });
         assert_eq!(at(1, ready(), Some(7)), Step::Take(Some(7)));
-        assert_eq!(at(1, ready(), Some(6)), Step::Look { image: image(), revision: 7 }, "it was built again meanwhile");
+        assert_eq!(at(1, ready(), Some(6)), Step::Look { made: made(), revision: 7 }, "it was built again meanwhile");
     }
 
     #[test]

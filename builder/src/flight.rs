@@ -13,7 +13,7 @@ use std::{
 };
 
 use proto::{
-    builder::{EnvironmentRecord, Image, Lookup, RegistryAsked},
+    builder::{EnvironmentRecord, Lookup, RegistryAsked},
     failure::{Blame, Failure, Stage},
     id::EnvironmentHash,
 };
@@ -34,7 +34,7 @@ use crate::{
     config::Limits,
     decide::{self, Conflict, Step},
     environment::Definition,
-    maker::{Found, Maker, Planned},
+    maker::{Found, Made, Maker, Planned},
     metrics::{During, Metrics},
     plan::Plan,
 };
@@ -47,8 +47,8 @@ const FOLLOW: Duration = Duration::from_millis(500);
 pub(crate) enum Outcome {
     /// It is there.
     Ready {
-        /// Where.
-        image: Image,
+        /// Where, and scanned by what.
+        made: Made,
         /// Whether it had been there before.
         lookup: Lookup,
         /// The registries that were asked for it.
@@ -175,16 +175,16 @@ impl<M: Maker> Flights<M> {
             };
             backoff.reset();
             match decide::next(clock::now_ms(), entry.as_ref(), gone) {
-                Step::Look { image, revision } => {
-                    match self.maker.is_there(&image).await {
+                Step::Look { made, revision } => {
+                    match self.maker.is_there(&made).await {
                         Ok(true) => {
                             let lookup = if waited { Lookup::Built } else { Lookup::Cached };
-                            return Outcome::Ready { image, lookup, asked: Vec::new() };
+                            return Outcome::Ready { made, lookup, asked: Vec::new() };
                         }
                         Ok(false) => {}
                         Err(failure) => return Outcome::Failed { failure, remembered_until_ms: None },
                     }
-                    tracing::warn!(%hash, ?image, "the environment is recorded and not there; it is built again");
+                    tracing::warn!(%hash, ?made, "the environment is recorded and cannot be used; it is looked for, else built again");
                     gone = Some(revision);
                 }
                 Step::Refuse { failure, expires_ms } => {
@@ -256,8 +256,8 @@ impl<M: Maker> Flights<M> {
         let work = async {
             let asked = match self.maker.find(hash, plan, log).await {
                 Err(failure) => return (Err(failure), Lookup::Built, Vec::new()),
-                Ok(Found { image: Some((image, lookup)), asked }) => return (Ok(image), lookup, asked),
-                Ok(Found { image: None, asked }) => asked,
+                Ok(Found { made: Some((made, lookup)), asked }) => return (Ok(made), lookup, asked),
+                Ok(Found { made: None, asked }) => asked,
             };
             log.begin();
             log.line(&format!("building environment {} ({})", hash.short(), self.rt.instance));
@@ -280,12 +280,12 @@ impl<M: Maker> Flights<M> {
         };
         let took = started.elapsed();
         let (record, outcome) = match made {
-            Ok(image) => {
+            Ok(made) => {
                 log.line(&format!("ready after {:.1} s", took.as_secs_f64()));
                 if lookup == Lookup::Built {
                     self.metrics.build_seconds.observe(took.as_secs_f64());
                 }
-                self.ready(image, lookup, asked, took)
+                self.ready(made, lookup, asked, took)
             }
             Err(failure) => {
                 log.line(&format!("failed: {}", failure.cause));
@@ -306,14 +306,15 @@ impl<M: Maker> Flights<M> {
 
     fn ready(
         &self,
-        image: Image,
+        made: Made,
         lookup: Lookup,
         asked: Vec<RegistryAsked>,
         took: Duration,
     ) -> (EnvironmentRecord, Outcome) {
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        let record = EnvironmentRecord::Ready { image: image.clone(), built: clock::now_rfc3339(), took_ms };
-        (record, Outcome::Ready { image, lookup, asked })
+        let Made { image, scan } = made.clone();
+        let record = EnvironmentRecord::Ready { image, built: clock::now_rfc3339(), took_ms, scan };
+        (record, Outcome::Ready { made, lookup, asked })
     }
 
     fn failed(&self, hash: &EnvironmentHash, failure: Failure) -> (EnvironmentRecord, Outcome) {

@@ -22,7 +22,7 @@ use std::{
 
 use oci_distribution::Reference;
 use proto::{
-    builder::{Image, Lookup, RegistryAsked, RegistryOutcome, RegistryRole},
+    builder::{Image, Lookup, RegistryAsked, RegistryOutcome, RegistryRole, Scan},
     failure::{Failure, Stage},
     id::EnvironmentHash,
 };
@@ -35,8 +35,9 @@ use crate::{
     docker,
     environment::{Definition, Refused},
     identity,
-    maker::{Found, Maker, Planned},
+    maker::{Found, Made, Maker, Planned},
     plan::Plan,
+    scan::{Scanner, Subject},
     uv::{Uv, disk},
     venv::too_long,
 };
@@ -46,7 +47,7 @@ const PYTHON: &str = "io.kaai.python";
 
 /// Finds and makes images.
 #[derive(Clone)]
-pub(crate) struct Images {
+pub struct Images {
     registries: Registries,
     workspace: Repository,
     global: Option<Repository>,
@@ -55,6 +56,8 @@ pub(crate) struct Images {
     /// What runs docker steps, where there is one.
     engine: Option<Engine>,
     logins: Logins,
+    /// What images have to pass.
+    scanner: Option<Scanner>,
     uv: Uv,
     /// Where environments are filled before they are packed, and where is kept what is known of base images.
     scratch: PathBuf,
@@ -118,11 +121,11 @@ impl Images {
     /// # Errors
     ///
     /// Fails when the certificate of an authority is none.
-    pub(crate) fn new(settings: Settings, uv: Uv) -> Result<Self, String> {
+    pub(crate) fn new(settings: Settings, uv: Uv, scanner: Option<Scanner>) -> Result<Self, String> {
         let Settings { workspace, global, bases, access, engine, scratch, deadline } = settings;
         let logins = access.logins.clone();
         let registries = Registries::new(access)?;
-        Ok(Self { registries, workspace, global, bases, engine, logins, uv, scratch, deadline })
+        Ok(Self { registries, workspace, global, bases, engine, logins, scanner, uv, scratch, deadline })
     }
 
     /// The image that an environment stands on, by its digest of now.
@@ -222,25 +225,68 @@ impl Images {
         let mut all = vec![asked];
         // Where nothing can be found nothing could be pushed.
         if let Some(image) = found.map_err(registry::Error::into_failure)? {
-            return Ok(Found { image: Some((image, Lookup::Cached)), asked: all });
+            let made = self.admitted(environment, image, log).await?;
+            return Ok(Found { made: Some((made, Lookup::Cached)), asked: all });
         }
-        let Some(global) = &self.global else { return Ok(Found { image: None, asked: all }) };
+        let Some(global) = &self.global else { return Ok(Found { made: None, asked: all }) };
         let (asked, found) = self.ask(RegistryRole::Global, global, environment).await;
         all.push(asked);
-        let image = match found {
+        let made = match found {
             Ok(None) => None,
-            Ok(Some(image)) => {
-                log.hand_on(format!("copying the image from {}", global.shown()));
-                let (from, to) = (global.image(environment), self.workspace.image(environment));
-                let digest = copy::copy(&self.registries, &from, &to).await.map_err(registry::Error::into_failure)?;
-                Some((relocated(image, &to.clone_with_digest(digest)), Lookup::Copied))
-            }
+            Ok(Some(image)) => Some((self.bring(environment, image, log).await?, Lookup::Copied)),
             Err(error) => {
                 tracing::warn!(%error, registry = global.shown(), "the global registry is left out");
                 None
             }
         };
-        Ok(Found { image, asked: all })
+        Ok(Found { made, asked: all })
+    }
+
+    /// Brings an image of the global registry into the workspace's, scanned before the tag is there.
+    async fn bring(&self, environment: &EnvironmentHash, image: Image, log: &BuildLog) -> Result<Made, Failure> {
+        let Some(global) = &self.global else { return Err(defect("there is no global registry".to_owned())) };
+        log.hand_on(format!("copying the image from {}", global.shown()));
+        let (from, to) = (global.image(environment), self.workspace.image(environment));
+        let failed = registry::Error::into_failure;
+        let copied = copy::copy(&self.registries, &from, &to).await.map_err(failed)?;
+        let image = relocated(image, &copied.by_digest);
+        // What others have scanned is no business of this gate.
+        let scan = self.scan(environment, &copied.by_digest, log).await?;
+        copied.tag(&self.registries, &to).await.map_err(failed)?;
+        Ok(Made { image, scan })
+    }
+
+    /// An image that is there already, scanned now if it was not by this scanner.
+    async fn admitted(&self, environment: &EnvironmentHash, image: Image, log: &BuildLog) -> Result<Made, Failure> {
+        let Some(scanner) = &self.scanner else { return Ok(Made { image, scan: None }) };
+        let Image::Container { reference, .. } = &image else { return Ok(Made { image, scan: None }) };
+        let reference: Reference = reference.parse().map_err(|_| defect(format!("{reference:?} is no image")))?;
+        let said = attest::attached(&self.registries, &reference, attest::SCAN).await;
+        let said = said.map_err(registry::Error::into_failure)?;
+        let said = said.iter().rev().find_map(|said| attest::scan_of(said).filter(|scan| scanner.knows(Some(scan))));
+        let scan = match said {
+            Some(scan) => Some(scan),
+            None => self.scan(environment, &reference, log).await?,
+        };
+        Ok(Made { image, scan })
+    }
+
+    /// Has an image scanned that is in the workspace's registry with its list of packages, and attaches what was found.
+    async fn scan(
+        &self,
+        environment: &EnvironmentHash,
+        image: &Reference,
+        log: &BuildLog,
+    ) -> Result<Option<Scan>, Failure> {
+        let Some(scanner) = &self.scanner else { return Ok(None) };
+        let failed = registry::Error::into_failure;
+        let packages = attest::attached(&self.registries, image, attest::SBOM).await.map_err(failed)?.pop();
+        let shown = image.whole();
+        let subject = Subject { environment, image: Some(&shown), packages: packages.as_deref() };
+        let (scan, report) = scanner.scan(&subject, log).await?;
+        let said = (attest::SCAN, attest::scan_result(&scan, &report));
+        attest::attach(&self.registries, image, &[said]).await.map_err(failed)?;
+        Ok(Some(scan))
     }
 }
 
@@ -265,12 +311,15 @@ impl Maker for Images {
         Ok(Planned { hash: identity::hash_of(&definition), plan })
     }
 
-    async fn make(&self, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Image, Failure> {
+    async fn make(&self, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Made, Failure> {
         timeout(self.deadline, self.assemble(hash, plan, log)).await.unwrap_or_else(|_| Err(too_long(self.deadline)))
     }
 
-    async fn is_there(&self, image: &Image) -> Result<bool, Failure> {
-        let Image::Container { reference, .. } = image else { return Ok(false) };
+    async fn is_there(&self, made: &Made) -> Result<bool, Failure> {
+        if self.scanner.as_ref().is_some_and(|scanner| !scanner.knows(made.scan.as_ref())) {
+            return Ok(false);
+        }
+        let Image::Container { reference, .. } = &made.image else { return Ok(false) };
         // One of another repository than today's could not be pulled with today's logins.
         let Ok(reference) = reference.parse::<Reference>() else { return Ok(false) };
         if reference.registry() != self.workspace.host || reference.repository() != self.workspace.name {

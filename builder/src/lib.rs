@@ -12,6 +12,7 @@
 pub mod build_log;
 mod conda;
 pub mod config;
+pub mod conformance;
 mod decide;
 mod diagnosis;
 mod docker;
@@ -26,6 +27,8 @@ pub mod plan;
 mod process;
 mod question;
 mod request;
+mod sbom;
+mod scan;
 mod service;
 mod uv;
 pub mod venv;
@@ -34,6 +37,7 @@ use runtime::Runtime;
 
 pub use crate::{
     config::{Args, Config},
+    image::Images,
     service::serve,
     uv::UvError,
 };
@@ -66,11 +70,11 @@ pub enum Error {
 ///
 /// Fails when uv is not there, the folder of the environments cannot be made, or the bus could not be had.
 pub async fn run(config: Config, rt: Runtime) -> Result<(), Error> {
-    let venv = config.venv();
+    let venv = config.venv(&rt.store);
     let uv = venv.uv.check().await?;
     venv.prepare().await?;
     let environments = venv.environments.display();
-    match config.images()? {
+    match config.images(&rt.store)? {
         Some(images) => {
             tracing::info!(uv, %environments, "environments are made here, and pushed as images");
             serve(images, config.limits(), rt).await

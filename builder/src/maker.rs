@@ -3,7 +3,7 @@
 use std::future::Future;
 
 use proto::{
-    builder::{Image, Lookup, RegistryAsked},
+    builder::{Image, Lookup, RegistryAsked, Scan},
     failure::Failure,
     id::EnvironmentHash,
 };
@@ -19,11 +19,20 @@ pub struct Planned {
     pub plan: Plan,
 }
 
+/// An environment that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// Where it is.
+    pub image: Image,
+    /// The scan that it has passed; none where nobody scans.
+    pub scan: Option<Scan>,
+}
+
 /// What was found of an environment without making it.
 #[derive(Debug, Clone, Default)]
 pub struct Found {
     /// The environment, if it is there, and how it was had.
-    pub image: Option<(Image, Lookup)>,
+    pub made: Option<(Made, Lookup)>,
     /// The registries that were asked.
     pub asked: Vec<RegistryAsked>,
 }
@@ -40,7 +49,7 @@ pub trait Maker: Send + Sync + 'static {
     /// Fails when this place cannot give what is asked for, or cannot find out what it is.
     fn plan(&self, definition: Definition) -> impl Future<Output = Result<Planned, Failure>> + Send;
 
-    /// Makes an environment. Dropping the future stops it and all that it has started.
+    /// Makes an environment, and has it scanned where this place asks for that. Dropping the future stops it and all that it has started.
     ///
     /// # Errors
     ///
@@ -50,14 +59,14 @@ pub trait Maker: Send + Sync + 'static {
         hash: &EnvironmentHash,
         plan: &Plan,
         log: &BuildLog,
-    ) -> impl Future<Output = Result<Image, Failure>> + Send;
+    ) -> impl Future<Output = Result<Made, Failure>> + Send;
 
-    /// Whether an environment that was made can be used now.
+    /// Whether an environment that was made can be used now: it is there, and has passed the scan that this place asks for.
     ///
     /// # Errors
     ///
     /// Fails when that cannot be found out.
-    fn is_there(&self, image: &Image) -> impl Future<Output = Result<bool, Failure>> + Send;
+    fn is_there(&self, made: &Made) -> impl Future<Output = Result<bool, Failure>> + Send;
 
     /// An environment that is there though nobody remembers making it: the bus lost its files, the builder died just before it said so,
     /// or it was made elsewhere.

@@ -3,14 +3,14 @@
 use proto::{
     builder::EnvironmentRecord,
     id::EnvironmentHash,
-    query::{ForgetFailure, GetBuildLog, LogText, MAX_LOG_BYTES, Refusal},
+    query::{ForgetFailure, GetBuildLog, GetScanReport, LogText, MAX_LOG_BYTES, Refusal, ScanReport},
 };
 use runtime::{
     bus::{Bucket, Error as BusError},
     store::{self, Store, build_log_key},
 };
 
-use crate::{flight::Flights, maker::Maker};
+use crate::{flight::Flights, maker::Maker, scan::report_key};
 
 /// The fewest digits that name an environment.
 const FEWEST_DIGITS: usize = 6;
@@ -39,6 +39,24 @@ pub(crate) async fn answer<M: Maker>(
         },
     };
     Ok(tail(&String::from_utf8_lossy(&text), query.lines))
+}
+
+/// Finds the report of the newest scan.
+pub(crate) async fn report(
+    query: &GetScanReport,
+    bucket: &Bucket<EnvironmentRecord>,
+    store: &Store,
+) -> Result<ScanReport, Refusal> {
+    let hash = find(&query.environment, bucket).await?;
+    match store.read(&report_key(&hash)).await {
+        Ok(report) => Ok(head(&String::from_utf8_lossy(&report))),
+        Err(store::Error::NotFound { .. }) => Err(Refusal::new(
+            "not-found",
+            format!("environment {} was not scanned here", hash.short()),
+            "a scanner is configured with --scan-command; what is deployed from then on is scanned",
+        )),
+        Err(error) => Err(Refusal::new("unavailable", error.to_string(), "try again")),
+    }
 }
 
 /// Forgets a failure: the next request builds the environment again. One that is being built or is there is left alone.
@@ -87,6 +105,23 @@ async fn find(digits: &str, bucket: &Bucket<EnvironmentRecord>) -> Result<Enviro
     }
 }
 
+/// As much of a report, from its beginning, as fits into an answer.
+fn head(report: &str) -> ScanReport {
+    let mut room = MAX_LOG_BYTES;
+    let end = report.char_indices().find_map(|(at, character)| {
+        // What JSON escapes takes more: six bytes at most.
+        let length = if character.is_control() || matches!(character, '"' | '\\') { 6 } else { character.len_utf8() };
+        match room.checked_sub(length) {
+            Some(left) => {
+                room = left;
+                None
+            }
+            None => Some(at),
+        }
+    });
+    ScanReport { text: report[..end.unwrap_or(report.len())].to_owned(), cut: end.is_some() }
+}
+
 /// The last lines, no more than fit into an answer.
 fn tail(text: &str, lines: u32) -> LogText {
     let mut kept = Vec::new();
@@ -117,6 +152,9 @@ mod tests {
         assert_eq!(tail("a\nb\nc\n", 2), LogText { lines: vec!["b".to_owned(), "c".to_owned()], cut: true });
         assert_eq!(tail("a\n", 2), LogText { lines: vec!["a".to_owned()], cut: false });
         assert_eq!(tail("", 2), LogText::default());
+        let report = head(&"é\n".repeat(MAX_LOG_BYTES));
+        assert!(report.cut && serde_json::to_vec(&report).unwrap().len() <= MAX_LOG_BYTES + 100);
+        assert_eq!(head("fine"), ScanReport { text: "fine".to_owned(), cut: false });
         let long = format!("{}\n", "x\"".repeat(500)).repeat(2000);
         let text = tail(&long, u32::MAX);
         assert!(text.cut && serde_json::to_vec(&text).unwrap().len() <= MAX_LOG_BYTES + 100);

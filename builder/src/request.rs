@@ -21,7 +21,7 @@ use tokio::{
 use crate::{
     environment::{Definition, Refused},
     flight::{Flight, Flights, Outcome},
-    maker::{Maker, Planned},
+    maker::{Made, Maker, Planned},
     metrics::{During, Metrics},
     plan::Plan,
 };
@@ -82,7 +82,7 @@ impl Request<'_> {
             self.follow(flight).await
         };
         match outcome {
-            Outcome::Ready { image, lookup, asked } => {
+            Outcome::Ready { made: Made { image, scan }, lookup, asked } => {
                 if lookup == proto::builder::Lookup::Cached {
                     self.metrics.cache_hits.inc();
                 }
@@ -98,6 +98,7 @@ impl Request<'_> {
                     image,
                     lookup,
                     asked,
+                    scan,
                     took_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
                     extra: packaged.extra,
                 };

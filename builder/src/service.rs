@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use proto::{
     builder::EnvironmentRecord,
     packager::ProjectPackaged,
-    query::{ForgetFailure, GetBuildLog},
+    query::{ForgetFailure, GetBuildLog, GetScanReport},
     subject,
 };
 use runtime::{
@@ -31,6 +31,7 @@ pub async fn serve<M: Maker>(maker: M, limits: Limits, rt: Runtime) -> Result<()
     let watch = bucket.watch();
     let questions = rt.bus.answer::<GetBuildLog>().await?;
     let orders = rt.bus.answer::<ForgetFailure>().await?;
+    let scans = rt.bus.answer::<GetScanReport>().await?;
     let queue = WorkQueue {
         consumer: "builder",
         subjects: vec![subject::any::<ProjectPackaged>()],
@@ -45,6 +46,7 @@ pub async fn serve<M: Maker>(maker: M, limits: Limits, rt: Runtime) -> Result<()
         hear_news(watch, &flights),
         answer_questions(questions, &flights, &bucket, &rt),
         forget_failures(orders, &bucket, &rt),
+        show_reports(scans, &bucket, &rt),
     );
     rt.health.ready(false);
     Ok(())
@@ -73,6 +75,16 @@ async fn forget_failures(mut orders: Questions<ForgetFailure>, bucket: &Bucket<E
         rt.tasks.spawn(async move {
             let answered = question::forget(&order.query, &bucket).await;
             order.reply(answered).await;
+        });
+    }
+}
+
+async fn show_reports(mut scans: Questions<GetScanReport>, bucket: &Bucket<EnvironmentRecord>, rt: &Runtime) {
+    while let Some(question) = scans.next().await {
+        let (bucket, store) = (bucket.clone(), rt.store.clone());
+        rt.tasks.spawn(async move {
+            let answered = question::report(&question.query, &bucket, &store).await;
+            question.reply(answered).await;
         });
     }
 }

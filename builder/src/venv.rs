@@ -14,7 +14,7 @@ use std::{
 };
 
 use proto::{
-    builder::{Image, Lookup},
+    builder::{Image, Lookup, Scan},
     failure::{Failure, Stage},
     id::EnvironmentHash,
 };
@@ -25,8 +25,10 @@ use crate::{
     build_log::BuildLog,
     environment::{Definition, Refused},
     identity::{self, RECIPE},
-    maker::{Found, Maker, Planned},
+    maker::{Found, Made, Maker, Planned},
     plan::Plan,
+    sbom,
+    scan::{Scanner, Subject},
     uv::{Uv, disk},
 };
 
@@ -34,13 +36,15 @@ use crate::{
 const SETTLE: Duration = Duration::from_secs(45);
 
 /// Makes virtual environments.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Venv {
     pub(crate) uv: Uv,
     /// The folder that all environments lie in, as an absolute path.
     pub(crate) environments: PathBuf,
     /// How long making one environment may take in all.
     pub(crate) deadline: Duration,
+    /// What they have to pass.
+    pub(crate) scanner: Option<Scanner>,
     /// Environments that are about to be synced.
     pub(crate) syncing: Arc<Mutex<BTreeSet<PathBuf>>>,
 }
@@ -89,7 +93,7 @@ impl Venv {
         blocking(make).await.map_err(|error| disk(&self.environments, &error))
     }
 
-    async fn fill(&self, folder: &Path, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Image, Failure> {
+    async fn fill(&self, folder: &Path, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Made, Failure> {
         let path = folder.display().to_string();
         self.uv.bare(&path, plan, log).await?;
         self.uv.install(folder, plan, log).await?;
@@ -102,6 +106,7 @@ impl Venv {
             ));
         };
         let packages = self.uv.packages(folder).await;
+        let scan = self.scanned(hash, &packages, log).await?;
         let marker = Marker {
             hash: hash.clone(),
             recipe: RECIPE,
@@ -109,11 +114,29 @@ impl Venv {
             built: runtime::clock::now_rfc3339(),
             boot: boot(),
             packages,
+            scan: scan.clone(),
         };
-        let target = folder.to_owned();
-        blocking(move || write_marker(&target, &marker)).await.map_err(|error| disk(folder, &error))?;
+        self.mark(folder, marker).await?;
         self.sync_later(folder);
-        Ok(Image::VirtualEnvironment { path, python })
+        Ok(Made { image: Image::VirtualEnvironment { path, python }, scan })
+    }
+
+    async fn mark(&self, folder: &Path, marker: Marker) -> Result<(), Failure> {
+        let target = folder.to_owned();
+        blocking(move || write_marker(&target, &marker)).await.map_err(|error| disk(folder, &error))
+    }
+
+    /// Has the packages of an environment scanned, where this place scans.
+    async fn scanned(
+        &self,
+        hash: &EnvironmentHash,
+        packages: &[String],
+        log: &BuildLog,
+    ) -> Result<Option<Scan>, Failure> {
+        let Some(scanner) = &self.scanner else { return Ok(None) };
+        let list = sbom::list(hash, &packages.join("\n")).to_string();
+        let subject = Subject { environment: hash, image: None, packages: Some(list.as_bytes()) };
+        scanner.scan(&subject, log).await.map(|(scan, _)| Some(scan))
     }
 }
 
@@ -133,7 +156,7 @@ impl Maker for Venv {
         Ok(Planned { hash: identity::hash_of(&definition), plan })
     }
 
-    async fn make(&self, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Image, Failure> {
+    async fn make(&self, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Made, Failure> {
         let folder = self.new_folder(hash).await?;
         let made = timeout(self.deadline, self.fill(&folder, hash, plan, log))
             .await
@@ -144,19 +167,28 @@ impl Maker for Venv {
         made
     }
 
-    async fn is_there(&self, image: &Image) -> Result<bool, Failure> {
-        match image {
+    async fn is_there(&self, made: &Made) -> Result<bool, Failure> {
+        if self.scanner.as_ref().is_some_and(|scanner| !scanner.knows(made.scan.as_ref())) {
+            return Ok(false);
+        }
+        match &made.image {
             Image::VirtualEnvironment { path, .. } => Ok(self.usable(Path::new(path)).await),
             Image::Container { .. } => Ok(false),
         }
     }
 
-    async fn find(&self, hash: &EnvironmentHash, _: &Plan, _: &BuildLog) -> Result<Found, Failure> {
+    async fn find(&self, hash: &EnvironmentHash, _: &Plan, log: &BuildLog) -> Result<Found, Failure> {
         for folder in attempts(&self.folder(hash)).await {
-            let Some(marker) = whole(&folder).await else { continue };
+            let Some(mut marker) = whole(&folder).await else { continue };
             if marker.hash == *hash && marker.recipe == RECIPE && self.usable(&folder).await {
-                let image = Image::VirtualEnvironment { path: folder.display().to_string(), python: marker.python };
-                return Ok(Found { image: Some((image, Lookup::Cached)), asked: Vec::new() });
+                let image =
+                    Image::VirtualEnvironment { path: folder.display().to_string(), python: marker.python.clone() };
+                if self.scanner.as_ref().is_some_and(|scanner| !scanner.knows(marker.scan.as_ref())) {
+                    marker.scan = self.scanned(hash, &marker.packages, log).await?;
+                    self.mark(&folder, marker.clone()).await?;
+                }
+                let made = Made { image, scan: marker.scan };
+                return Ok(Found { made: Some((made, Lookup::Cached)), asked: Vec::new() });
             }
         }
         Ok(Found::default())

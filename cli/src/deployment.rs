@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proto::{
-    builder::{ImageResolved, Lookup, RegistryAsked, RegistryOutcome, RegistryRole},
+    builder::ImageResolved,
     deployer::{DeploymentFailed, DeploymentProgressed, DeploymentReady},
     event::Event,
     failure::Stage,
@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::{
     connection::Connection,
     ending::{Ending, Result},
+    environment,
     output::{self, Stages},
 };
 
@@ -186,13 +187,11 @@ impl<'a> Follow<'a> {
                 let event: ImageResolved = ours(past, generation, |event: &ImageResolved| event.generation)?;
                 self.deployed.resolve_ms = event.took_ms;
                 self.warn(&event.warnings);
-                let how = match event.lookup {
-                    Lookup::Cached => "cached",
-                    Lookup::Copied => "copied",
-                    Lookup::Built => "built",
-                };
-                let asked: String = event.asked.iter().map(|asked| format!(", {}", registry(asked))).collect();
-                self.over("environment", &format!("{}  {how}{asked}", event.environment.short()));
+                let had = environment::had(event.lookup, &event.asked);
+                self.over("environment", &format!("{}  {had}", event.environment.short()));
+                if let Some(scan) = &event.scan {
+                    self.stages.done("scanned", &environment::scanned(scan), None);
+                }
                 self.stages.news("starting", "");
                 None
             }
@@ -254,16 +253,4 @@ impl<'a> Follow<'a> {
 /// Reads an event if it is about the generation that is followed.
 fn ours<E: Event>(past: &Past, generation: Generation, of: impl Fn(&E) -> Generation) -> Option<E> {
     serde_json::from_slice::<E>(&past.body).ok().filter(|event| of(event) == generation)
-}
-/// What a registry said when it was asked for an image.
-fn registry(asked: &RegistryAsked) -> String {
-    let which = match asked.registry {
-        RegistryRole::Workspace => "workspace registry",
-        RegistryRole::Global => "global registry",
-    };
-    match &asked.outcome {
-        RegistryOutcome::Found => format!("the {which} had it"),
-        RegistryOutcome::Missing => format!("the {which} had none"),
-        RegistryOutcome::Unavailable(why) => format!("the {which} was left out: {why}"),
-    }
 }

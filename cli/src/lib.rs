@@ -9,6 +9,7 @@ pub mod command;
 pub mod connection;
 pub mod deployment;
 pub mod ending;
+mod environment;
 pub mod home;
 pub mod http;
 pub mod output;

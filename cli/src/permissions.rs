@@ -40,7 +40,7 @@ fn rights(user: &str) -> Rights {
         "builder" => Rights {
             says: &["image.resolved", "deployment.failed", "deployment.progressed"],
             works: true,
-            answers: &["get-build-log", "forget-failure"],
+            answers: &["get-build-log", "forget-failure", "get-scan-report"],
             owns: &["kaai_environments"],
             ..NOTHING
         },

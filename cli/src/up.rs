@@ -4,7 +4,7 @@
 
 use std::{fs::File, net::SocketAddr, path::PathBuf, time::Duration};
 
-use builder::config::ImageSettings;
+use builder::config::{ImageSettings, ScanSettings};
 use packager::walk::Limits;
 use proto::{cli::Context, id::Workspace};
 use runtime::{
@@ -47,6 +47,8 @@ pub struct Options {
     pub project_limits: Limits,
     /// Registries and base images; with them environments are images and replicas containers of this machine's Docker engine.
     pub images: Option<ImageSettings>,
+    /// What environments have to pass.
+    pub scan: Option<ScanSettings>,
     /// A Docker `config.json` with logins at those registries.
     pub registry_login: Option<PathBuf>,
 }
@@ -64,6 +66,7 @@ impl Options {
             scale_down_delay: Duration::from_secs(60),
             project_limits: Limits::PROJECT,
             images: None,
+            scan: None,
             registry_login: None,
         }
     }
@@ -170,6 +173,7 @@ impl Up {
             environments: home.join("environments"),
             uv,
             images: options.images.clone(),
+            scan: options.scan.clone(),
             ..builder::Config::default()
         };
         self.spawn(&mut ready, &rt, builder::run(config, rt.clone()));

@@ -261,6 +261,9 @@ mod tests {
             archive: Digest::from_sha256([1; 32]),
             environment: EnvironmentHash::from_sha256([2; 32]),
             image: Image::VirtualEnvironment { path: "/env".into(), python: "3.11.7".into() },
+            lookup: None,
+            asked: Vec::new(),
+            scan: None,
             spec: serde_json::from_value::<ServiceSpec>(spec).unwrap(),
         }
     }

@@ -37,6 +37,9 @@ pub struct ImageResolved {
     /// The registries that were asked for it by this request, in order; none in a place without images, or where the builder remembered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asked: Vec<RegistryAsked>,
+    /// The scan that the environment has passed; none where no scanner is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scan: Option<Scan>,
     /// How long that took, in milliseconds.
     #[serde(default)]
     pub took_ms: u64,
@@ -72,6 +75,26 @@ pub enum Image {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         python: Option<String>,
     },
+}
+
+/// A scan that an environment has passed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Scan {
+    /// The command that looked, as it is configured: where it is another one, the environment is scanned again.
+    pub command: String,
+    /// What it found, in a few words: `2 medium, 5 low` for example.
+    pub found: String,
+    /// When it looked (RFC 3339, UTC).
+    pub scanned: String,
+}
+
+impl Scan {
+    /// The scanner's name: that of its program, without the folder.
+    pub fn scanner(&self) -> &str {
+        let program = self.command.split_whitespace().next().unwrap_or_default();
+        program.rsplit('/').next().unwrap_or(program)
+    }
 }
 
 /// A registry that was asked for an image, and what it said.
@@ -143,6 +166,9 @@ pub enum EnvironmentRecord {
         built: String,
         /// How long that took, in milliseconds.
         took_ms: u64,
+        /// The scan that it has passed, if there was one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        scan: Option<Scan>,
     },
     /// It could not be built; the same request is answered from here until it expires.
     #[serde(rename_all = "camelCase")]
@@ -166,6 +192,13 @@ mod tests {
             let image: Image = serde_json::from_str(text).unwrap();
             assert_eq!(serde_json::to_string(&image).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn a_scanner_is_called_by_the_name_of_its_program() {
+        let scan = |command: &str| Scan { command: command.to_owned(), found: String::new(), scanned: String::new() };
+        assert_eq!(scan("/opt/bin/trivy image {image}").scanner(), "trivy");
+        assert_eq!(scan("grype").scanner(), "grype");
     }
 
     #[test]

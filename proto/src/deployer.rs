@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Extra,
-    builder::{Image, ImageResolved},
+    builder::{Image, ImageResolved, Lookup, RegistryAsked, Scan},
     event::Event,
     failure::{Failure, Stage},
     id::{Digest, EnvironmentHash, Generation, ReplicaId, ServiceName, Workspace},
@@ -230,6 +230,15 @@ pub struct Release {
     pub environment: EnvironmentHash,
     /// The built environment.
     pub image: Image,
+    /// How that was had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lookup: Option<Lookup>,
+    /// The registries that were asked for it, in order, and what each said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asked: Vec<RegistryAsked>,
+    /// The scan that the environment has passed; none where no scanner is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scan: Option<Scan>,
     /// What was asked for.
     pub spec: ServiceSpec,
 }
@@ -241,6 +250,9 @@ impl From<ImageResolved> for Release {
             archive: event.archive.digest,
             environment: event.environment,
             image: event.image,
+            lookup: Some(event.lookup),
+            asked: event.asked,
+            scan: event.scan,
             spec: event.spec,
         }
     }

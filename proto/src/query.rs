@@ -235,6 +235,29 @@ impl Query for ForgetFailure {
     type Reply = EnvironmentHash;
 }
 
+/// Asks the builder for the report of the newest scan of an environment, whether it passed or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GetScanReport {
+    /// The hash of the environment, or its first digits (at least 6).
+    pub environment: String,
+}
+
+impl Query for GetScanReport {
+    const NAME: &'static str = "get-scan-report";
+    type Reply = ScanReport;
+}
+
+/// What a scanner reported.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ScanReport {
+    /// The report as the scanner wrote it, from its beginning; at most [`MAX_LOG_BYTES`].
+    pub text: String,
+    /// Whether its end was left out.
+    pub cut: bool,
+}
+
 /// A piece of a log; at most [`MAX_LOG_BYTES`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -6,7 +6,7 @@ use oci_distribution::manifest::{
     IMAGE_CONFIG_MEDIA_TYPE, IMAGE_DOCKER_LAYER_GZIP_MEDIA_TYPE, IMAGE_DOCKER_LAYER_TAR_MEDIA_TYPE,
     IMAGE_LAYER_GZIP_MEDIA_TYPE, IMAGE_LAYER_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OciDescriptor, OciImageManifest,
 };
-use proto::{builder::Image, failure::Failure, id::EnvironmentHash};
+use proto::{failure::Failure, id::EnvironmentHash};
 use serde_json::{Value, json};
 use tokio::try_join;
 
@@ -18,7 +18,7 @@ use super::{
     registry::{self, describe},
     scratch,
 };
-use crate::{build_log::BuildLog, plan::Plan, uv::disk};
+use crate::{build_log::BuildLog, maker::Made, plan::Plan, sbom, uv::disk};
 
 /// When every image of ours was made: an equal one has an equal digest.
 const CREATED: &str = "1970-01-01T00:00:00Z";
@@ -31,7 +31,7 @@ struct Packages {
 }
 
 impl Images {
-    pub(super) async fn assemble(&self, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Image, Failure> {
+    pub(super) async fn assemble(&self, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Made, Failure> {
         let failed = registry::Error::into_failure;
         let base = self.ground(plan, log).await?;
         log.line(&format!("base image {}", base.whole()));
@@ -44,10 +44,10 @@ impl Images {
         if let Some(Packages { layer, .. }) = &packages {
             log.line(&format!("pushing {:.1} MB to {}", layer.descriptor.size as f64 / 1e6, self.workspace.shown()));
         }
-        let image = self.push(hash, plan, &base, packages.as_ref()).await;
+        let made = self.push((hash, plan), &base, packages.as_ref(), log).await;
         // Thousands of files are not removed between two other tasks' turns.
         let _ = tokio::task::spawn_blocking(move || drop((folder, packages))).await;
-        image
+        made
     }
 
     /// The layer of packages; none where the base image brings them.
@@ -81,14 +81,14 @@ impl Images {
         Ok(Some(Packages { layer, python: format!("3.{minor}"), lock }))
     }
 
-    /// Pushes layer, configuration, manifest, what is attached to it, and the tag last.
+    /// Pushes layer, configuration, manifest and what is attached to it, has all that scanned, and pushes the tag last.
     async fn push(
         &self,
-        hash: &EnvironmentHash,
-        plan: &Plan,
+        (hash, plan): (&EnvironmentHash, &Plan),
         base: &Base,
         packages: Option<&Packages>,
-    ) -> Result<Image, Failure> {
+        log: &BuildLog,
+    ) -> Result<Made, Failure> {
         let (to, failed) = (self.workspace.image(hash), registry::Error::into_failure);
         if let Some(Packages { layer, .. }) = packages {
             self.registries.push_file(&to, &layer.descriptor, layer.file.path()).await.map_err(failed)?;
@@ -104,10 +104,11 @@ impl Images {
         let name = base.reference.whole();
         let origin = attest::provenance(&subject.digest, hash, &plan.facts, (&name, base.digest()));
         let mut documents = vec![(attest::PROVENANCE, origin)];
-        documents.extend(packages.map(|packages| (attest::SBOM, attest::sbom(hash, &packages.lock))));
-        attest::attach(&self.registries, &by_digest, &subject, &documents).await.map_err(failed)?;
+        documents.extend(packages.map(|packages| (attest::SBOM, sbom::list(hash, &packages.lock))));
+        attest::attach(&self.registries, &by_digest, &documents).await.map_err(failed)?;
+        let scan = self.scan(hash, &by_digest, log).await?;
         self.registries.push_manifest(&to, OCI_IMAGE_MEDIA_TYPE, bytes).await.map_err(failed)?;
-        Ok(image(&by_digest, packages.map(|packages| packages.python.clone())))
+        Ok(Made { image: image(&by_digest, packages.map(|packages| packages.python.clone())), scan })
     }
 }
 

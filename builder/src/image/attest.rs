@@ -1,12 +1,12 @@
-//! What is attached to an image: which packages are in it (CycloneDX), and what it was made from (in-toto, SLSA).
+//! What is attached to an image: which packages are in it (CycloneDX), what it was made from (in-toto, SLSA), and what a scanner said of it.
 //!
-//! Both say no time and no name of a machine, so that an equal image has equal ones. How they are attached: OCI distribution 1.1, referrers.
+//! The first two say no time and no name of a machine, so that an equal image has equal ones. How they are attached: OCI distribution 1.1, referrers.
 
 use oci_distribution::{
     Reference,
-    manifest::{ImageIndexEntry, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OciDescriptor},
+    manifest::{ImageIndexEntry, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OciImageManifest},
 };
-use proto::id::EnvironmentHash;
+use proto::{builder::Scan, id::EnvironmentHash};
 use serde_json::{Value, json};
 
 use super::registry::{Error, Registries, describe};
@@ -17,53 +17,11 @@ pub(crate) const SBOM: &str = "application/vnd.cyclonedx+json";
 /// The type of a statement of origin.
 pub(crate) const PROVENANCE: &str = "application/vnd.in-toto+json";
 
+/// The type of what a scanner said.
+pub(crate) const SCAN: &str = "application/vnd.kaai.scan.v1+json";
+
 /// The empty configuration that an artifact has.
 const EMPTY: (&str, &[u8]) = ("application/vnd.oci.empty.v1+json", b"{}");
-
-/// The packages of a lock file, as CycloneDX 1.5 lists them.
-pub(crate) fn sbom(environment: &EnvironmentHash, lock: &str) -> Value {
-    let components: Vec<_> = packages(lock)
-        .into_iter()
-        .map(|(name, version, hashes)| {
-            let purl = format!("pkg:pypi/{name}@{version}");
-            let mut component =
-                json!({ "type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl });
-            // One hash is that of the file; several are those of all files of the release, of which one was taken.
-            if let [hash] = hashes.as_slice() {
-                component["hashes"] = json!([{ "alg": "SHA-256", "content": hash }]);
-            }
-            component
-        })
-        .collect();
-    json!({
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.5",
-        "version": 1,
-        "metadata": {
-            "component": { "type": "container", "name": "kaai environment", "version": environment },
-            "tools": [{ "name": "kaai-builder", "version": env!("CARGO_PKG_VERSION") }],
-        },
-        "components": components,
-    })
-}
-
-/// Name, version and SHA-256 digests of each package that a lock file pins.
-fn packages(lock: &str) -> Vec<(String, String, Vec<String>)> {
-    let mut packages: Vec<(String, String, Vec<String>)> = Vec::new();
-    for line in lock.lines() {
-        let line = line.trim().trim_end_matches('\\').trim_end();
-        if let Some(hash) = line.strip_prefix("--hash=sha256:") {
-            if let Some((_, _, hashes)) = packages.last_mut() {
-                hashes.push(hash.to_owned());
-            }
-        } else if let Some((name, version)) = line.split(';').next().and_then(|pin| pin.split_once("==")) {
-            packages.push((name.trim().to_owned(), version.trim().to_owned(), Vec::new()));
-        } else if let Some((name, address)) = line.split_once(" @ ") {
-            packages.push((name.trim().to_owned(), address.trim().to_owned(), Vec::new()));
-        }
-    }
-    packages
-}
 
 /// What an image was made from: the facts that were hashed, the base image's digest, and which builder made it.
 pub(crate) fn provenance(image: &str, environment: &EnvironmentHash, facts: &[Fact], base: (&str, &str)) -> Value {
@@ -89,14 +47,24 @@ fn hexadecimal(digest: &str) -> &str {
     digest.strip_prefix("sha256:").unwrap_or(digest)
 }
 
+/// What a scanner said, with its whole report.
+pub(crate) fn scan_result(scan: &Scan, report: &[u8]) -> Value {
+    json!({ "scan": scan, "report": String::from_utf8_lossy(report) })
+}
+
+/// The scan that a [`scan_result`] tells of.
+pub(crate) fn scan_of(result: &[u8]) -> Option<Scan> {
+    let result: Value = serde_json::from_slice(result).ok()?;
+    serde_json::from_value(result["scan"].clone()).ok()
+}
+
 /// Attaches documents to an image; where the registry does not keep the list of what is attached itself, under the tag of old as well.
 pub(crate) async fn attach(
     registries: &Registries,
     image: &Reference,
-    subject: &OciDescriptor,
     documents: &[(&str, Value)],
 ) -> Result<(), Error> {
-    let at = |digest: &str| image.clone_with_digest(digest.to_owned());
+    let subject = registries.described(image).await?;
     let config = registries.push_bytes(image, EMPTY.0, EMPTY.1).await?;
     let mut entries = Vec::new();
     for (kind, document) in documents {
@@ -108,50 +76,77 @@ pub(crate) async fn attach(
             "config": config,
             "layers": [blob],
             "subject": subject,
-        })
-        .to_string()
-        .into_bytes();
+        });
+        entries.push((*kind, manifest.to_string().into_bytes()));
+    }
+    attach_manifests(registries, image, entries).await
+}
+
+/// Has all that is attached to one image attached to its copy.
+pub(super) async fn copy(registries: &Registries, from: &Reference, to: &Reference) -> Result<(), Error> {
+    let mut entries = Vec::new();
+    for attached in registries.referrers(from).await?.manifests {
+        let at = from.clone_with_digest(attached.digest.clone());
+        let Some((bytes, _)) = registries.manifest_bytes(&at).await? else { continue };
+        let Ok(manifest) = serde_json::from_slice::<OciImageManifest>(&bytes) else { continue };
+        super::copy::blobs(registries, &at, to, &manifest).await?;
+        entries.push((attached.artifact_type.unwrap_or_default(), bytes.to_vec()));
+    }
+    attach_manifests(registries, to, entries).await
+}
+
+/// Pushes manifests that name an image as their subject, and lists them under its tag of old.
+async fn attach_manifests<K: Into<String>>(
+    registries: &Registries,
+    image: &Reference,
+    manifests: Vec<(K, Vec<u8>)>,
+) -> Result<(), Error> {
+    let mut entries = Vec::new();
+    for (kind, manifest) in manifests {
         let described = describe(OCI_IMAGE_MEDIA_TYPE, &manifest);
-        registries.push_manifest(&at(&described.digest), OCI_IMAGE_MEDIA_TYPE, manifest).await?;
+        let at = image.clone_with_digest(described.digest.clone());
+        registries.push_manifest(&at, OCI_IMAGE_MEDIA_TYPE, manifest).await?;
         entries.push(ImageIndexEntry {
             media_type: described.media_type,
             digest: described.digest,
             size: described.size,
             platform: None,
             annotations: None,
-            artifact_type: Some((*kind).to_owned()),
+            artifact_type: Some(kind.into()),
         });
     }
-    let mut index = registries.referrers(&at(&subject.digest)).await?;
+    let mut index = registries.referrers(image).await?;
     entries.retain(|entry| !index.manifests.iter().any(|known| known.digest == entry.digest));
     if entries.is_empty() {
         return Ok(());
     }
     index.manifests.extend(entries);
     index.media_type = Some(OCI_IMAGE_INDEX_MEDIA_TYPE.to_owned());
-    let tag = subject.digest.replace(':', "-");
+    let tag = image.digest().unwrap_or_default().replace(':', "-");
     let tag = Reference::with_tag(image.registry().to_owned(), image.repository().to_owned(), tag);
     let bytes = serde_json::to_vec(&index).unwrap_or_default();
     registries.push_manifest(&tag, OCI_IMAGE_INDEX_MEDIA_TYPE, bytes).await.map(drop)
 }
 
+/// What is attached to an image of one kind, in the order in which it came.
+pub(crate) async fn attached(registries: &Registries, image: &Reference, kind: &str) -> Result<Vec<Vec<u8>>, Error> {
+    let mut documents = Vec::new();
+    for entry in registries.referrers(image).await?.manifests {
+        if entry.artifact_type.as_deref() != Some(kind) {
+            continue;
+        }
+        let at = image.clone_with_digest(entry.digest);
+        let (manifest, _) = registries.manifest(&at).await?;
+        if let Some(blob) = manifest.layers.first() {
+            documents.push(registries.small_blob(&at, blob).await?);
+        }
+    }
+    Ok(documents)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const LOCK: &str = "numpy==2.4.6 ; python_version >= '3.11' \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\njoblib==1.5.2 \\\n    --hash=sha256:cc\ny @ https://host/y.zip \\\n    --hash=sha256:dd\n";
-
-    #[test]
-    fn packages_are_listed_with_their_versions() {
-        let hash = EnvironmentHash::from_sha256([7; 32]);
-        let sbom = sbom(&hash, LOCK);
-        let names: Vec<_> =
-            sbom["components"].as_array().unwrap().iter().map(|one| one["purl"].as_str().unwrap()).collect();
-        assert_eq!(names, ["pkg:pypi/numpy@2.4.6", "pkg:pypi/joblib@1.5.2", "pkg:pypi/y@https://host/y.zip"]);
-        assert!(sbom["components"][0].get("hashes").is_none(), "which of the files it was is not known");
-        assert_eq!(sbom["components"][1]["hashes"][0]["content"], "cc");
-        assert_eq!(sbom["metadata"]["component"]["version"], hash.as_str());
-    }
 
     #[test]
     fn an_origin_says_what_was_hashed() {

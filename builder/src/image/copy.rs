@@ -6,28 +6,48 @@ use oci_distribution::{
     manifest::{OCI_IMAGE_MEDIA_TYPE, OciImageManifest},
 };
 
-use super::registry::{Error, Registries};
+use super::{
+    attest,
+    registry::{Error, Registries},
+};
 
 /// How many blobs are on their way at a time.
 const AT_A_TIME: usize = 4;
 
-/// Copies an image and returns its digest. What the other registry has already is not sent; the tag is written last.
+/// An image that was copied and has no tag yet.
+pub(crate) struct Copied {
+    /// The copy.
+    pub(crate) by_digest: Reference,
+    kind: String,
+    manifest: Vec<u8>,
+}
+
+/// Copies an image and what is attached to it. What the other registry has already is not sent.
 ///
 /// # Errors
 ///
-/// Fails when either registry does; then the other has no more than blobs that nothing names.
-pub(crate) async fn copy(registries: &Registries, from: &Reference, to: &Reference) -> Result<String, Error> {
+/// Fails when either registry does; then the other has no more than what no tag names.
+pub(crate) async fn copy(registries: &Registries, from: &Reference, to: &Reference) -> Result<Copied, Error> {
     let missing = || Error::Missing(from.whole());
     let (bytes, digest) = registries.manifest_bytes(from).await?.ok_or_else(missing)?;
     let manifest: OciImageManifest = serde_json::from_slice(&bytes)
         .map_err(|error| Error::Damaged { what: from.whole(), why: format!("its manifest is none: {error}") })?;
     blobs(registries, from, to, &manifest).await?;
-    let kind = manifest.media_type.as_deref().unwrap_or(OCI_IMAGE_MEDIA_TYPE);
-    let pushed = registries.push_manifest(to, kind, bytes.to_vec()).await?;
+    let kind = manifest.media_type.unwrap_or_else(|| OCI_IMAGE_MEDIA_TYPE.to_owned());
+    let by_digest = to.clone_with_digest(digest.clone());
+    let pushed = registries.push_manifest(&by_digest, &kind, bytes.to_vec()).await?;
     if pushed != digest {
         return Err(Error::Damaged { what: from.whole(), why: format!("its digest is {pushed}, not {digest}") });
     }
-    Ok(digest)
+    attest::copy(registries, &from.clone_with_digest(digest), &by_digest).await?;
+    Ok(Copied { by_digest, kind, manifest: bytes.to_vec() })
+}
+
+impl Copied {
+    /// Gives the copy its tag, by which it is found from now on.
+    pub(crate) async fn tag(self, registries: &Registries, tag: &Reference) -> Result<(), Error> {
+        registries.push_manifest(tag, &self.kind, self.manifest).await.map(drop)
+    }
 }
 
 /// Has all blobs of an image in another's repository.

@@ -175,6 +175,15 @@ impl Registries {
         absent(asked.await)
     }
 
+    /// What a manifest that names an image by digest as its subject says of it.
+    pub(crate) async fn described(&self, image: &Reference) -> Result<OciDescriptor, Error> {
+        let found = self.manifest_bytes(image).await?;
+        let (bytes, digest) = found.ok_or_else(|| Error::Missing(image.whole()))?;
+        let manifest: Option<OciImageManifest> = serde_json::from_slice(&bytes).ok();
+        let kind = manifest.and_then(|manifest| manifest.media_type).unwrap_or_else(|| OCI_IMAGE_MEDIA_TYPE.to_owned());
+        Ok(OciDescriptor { digest, ..describe(&kind, &bytes) })
+    }
+
     /// A small blob, such as an image's configuration.
     pub(crate) async fn small_blob(&self, image: &Reference, blob: &OciDescriptor) -> Result<Vec<u8>, Error> {
         if u64::try_from(blob.size).unwrap_or(u64::MAX) > LARGEST_CONFIG {

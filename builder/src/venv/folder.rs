@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use proto::id::EnvironmentHash;
+use proto::{builder::Scan, id::EnvironmentHash};
 use serde::{Deserialize, Serialize};
 
 /// The file that is in an environment that is whole.
@@ -13,7 +13,7 @@ const MARKER: &str = "kaai-environment.json";
 const SYNCED: &str = "kaai-environment.synced";
 
 /// What the marker says.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Marker {
     pub(super) hash: EnvironmentHash,
@@ -23,6 +23,9 @@ pub(super) struct Marker {
     /// Which start of the machine it was made in: as long as that lasts, nothing of it can be lost.
     pub(super) boot: String,
     pub(super) packages: Vec<String>,
+    /// The scan that it has passed, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) scan: Option<Scan>,
 }
 
 /// The folders of all makings of one environment.
@@ -107,6 +110,7 @@ mod tests {
             built: String::new(),
             boot: boot.to_owned(),
             packages: Vec::new(),
+            scan: None,
         };
         serde_json::to_vec(&marker).unwrap()
     }

@@ -13,7 +13,7 @@ use builder::{
     config::Limits,
     environment::{Definition, Refused},
     identity,
-    maker::{Found, Maker, Planned},
+    maker::{Found, Made, Maker, Planned},
     plan::Plan,
 };
 use proto::{
@@ -51,6 +51,8 @@ pub(crate) struct World {
     pub(crate) gated: bool,
     /// Why builds fail, if they do.
     pub(crate) failure: Mutex<Option<Failure>>,
+    /// What a package cannot have in its line to be built.
+    pub(crate) impossible: Option<&'static str>,
     /// The environments that are there.
     pub(crate) there: Mutex<Vec<Image>>,
 }
@@ -72,7 +74,7 @@ impl Maker for Pretender {
         Ok(Planned { hash: identity::hash_of(&definition), plan })
     }
 
-    async fn make(&self, hash: &EnvironmentHash, _: &Plan, log: &BuildLog) -> Result<Image, Failure> {
+    async fn make(&self, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Made, Failure> {
         let world = &self.0;
         let number = world.begun.fetch_add(1, Ordering::SeqCst) + 1;
         let running = world.running.fetch_add(1, Ordering::SeqCst) + 1;
@@ -80,6 +82,11 @@ impl Maker for Pretender {
         world.most.fetch_max(running, Ordering::SeqCst);
         log.line("Resolved 3 packages in 1ms");
         log.line("+ thing==1 from https://user:hunter2@host/simple");
+        // A real one would wait for something here.
+        tokio::task::yield_now().await;
+        if world.impossible.is_some_and(|never| format!("{plan:?}").contains(never)) {
+            return Err(failure(Blame::Project));
+        }
         if world.gated {
             world.gate.notified().await;
         }
@@ -88,19 +95,19 @@ impl Maker for Pretender {
         }
         let image = Image::VirtualEnvironment { path: format!("/made/{hash}/{number}"), python: "3.11.7".to_owned() };
         world.there.lock().unwrap().push(image.clone());
-        Ok(image)
+        Ok(Made { image, scan: None })
     }
 
-    async fn is_there(&self, image: &Image) -> Result<bool, Failure> {
-        Ok(self.0.there.lock().unwrap().contains(image))
+    async fn is_there(&self, made: &Made) -> Result<bool, Failure> {
+        Ok(self.0.there.lock().unwrap().contains(&made.image))
     }
 
     async fn find(&self, hash: &EnvironmentHash, _: &Plan, _: &BuildLog) -> Result<Found, Failure> {
         let there = self.0.there.lock().unwrap();
         let of_hash =
             |image: &&Image| matches!(image, Image::VirtualEnvironment { path, .. } if path.contains(hash.as_str()));
-        let image = there.iter().find(of_hash).map(|image| (image.clone(), Lookup::Cached));
-        Ok(Found { image, asked: Vec::new() })
+        let made = there.iter().find(of_hash).map(|image| (Made { image: image.clone(), scan: None }, Lookup::Cached));
+        Ok(Found { made, asked: Vec::new() })
     }
 }
 

@@ -1,155 +1,19 @@
 //! Environments as images: a real registry, a real base image, real packages.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
-use builder::{Args, Config};
-use clap::Parser;
-use oci_distribution::{Client, Reference, client::ClientConfig, manifest::OciImageManifest, secrets::RegistryAuth};
 use proto::{
-    builder::{Image, ImageResolved, Lookup, RegistryAsked, RegistryOutcome, RegistryRole},
-    deployer::DeploymentFailed,
-    failure::{Blame, Failure},
-    id::Workspace,
-    query::GetBuildLog,
+    builder::{Image, Lookup, RegistryOutcome, RegistryRole},
+    failure::Blame,
     spec::EnvironmentSpec,
 };
-use runtime::{
-    Runtime,
-    testing::{Registry, base_image, program, skip, until},
-};
+use runtime::testing::Registry;
 
 use crate::{
     front::{Fault, Front},
-    harness::{Scene, World, environment},
+    ground::{Ground, Place, documents, engine, offline, outcomes, pull, reference},
+    harness::environment,
 };
-
-/// How long an image may take on a slow machine with a slow network.
-const VERY_LONG: Duration = Duration::from_secs(300);
-
-/// What images need on this machine.
-struct Ground {
-    uv: PathBuf,
-    base: PathBuf,
-    registry: Registry,
-}
-
-impl Ground {
-    async fn new(test: &str) -> Option<Self> {
-        let (Some(uv), Some(base)) = (program("uv"), base_image()) else {
-            skip(test, "there is no uv, or no base image: run `make tools` on Debian");
-            return None;
-        };
-        let Some(registry) = Registry::start().await else {
-            skip(test, "there is no docker-registry on PATH");
-            return None;
-        };
-        registry.put(&base, "python", "3.11");
-        Some(Self { uv, base, registry })
-    }
-}
-
-/// A builder of images on a bus of its own.
-struct Place {
-    scene: Scene,
-    rt: Runtime,
-    asked: u64,
-}
-
-impl Place {
-    async fn new(uv: &std::path::Path, registry: &str, more: &[&str]) -> Self {
-        let scene = Scene::new(World::default()).await;
-        let rt = scene.nats.runtime("builder").await;
-        let environments = scene.nats.folder().join("environments");
-        let base = format!("--base-image=3.11={registry}/python:3.11");
-        let mut words =
-            vec!["kaai-builder".into(), "--uv".into(), uv.into(), "--environments".into(), environments.into()];
-        words.extend(["--registry".into(), format!("{registry}/kaai").into(), base.into()] as [std::ffi::OsString; 3]);
-        words.extend(more.iter().map(std::ffi::OsString::from));
-        let config = Config::try_from(Args::parse_from(words)).unwrap();
-        let own = rt.clone();
-        rt.tasks.spawn(async move { builder::run(config, own).await.unwrap() });
-        until("the builder is ready", VERY_LONG, async || rt.health.reason().is_none().then_some(())).await;
-        Self { scene, rt, asked: 0 }
-    }
-
-    async fn ask(&mut self, spec: EnvironmentSpec) -> Result<ImageResolved, Failure> {
-        self.asked += 1;
-        let service = format!("service-{}", self.asked);
-        self.scene.request(&service, self.asked, spec).await;
-        until("the request is answered", VERY_LONG, async || {
-            if let Some(resolved) = self.scene.said::<ImageResolved>(&service).await.pop() {
-                return Some(Ok(resolved));
-            }
-            self.scene.said::<DeploymentFailed>(&service).await.pop().map(|failed| Err(failed.failure))
-        })
-        .await
-    }
-
-    /// The log of an environment's build.
-    async fn log(&self, resolved: &ImageResolved) -> String {
-        let query = GetBuildLog { environment: resolved.environment.to_string(), lines: 1000 };
-        self.scene.rt.bus.ask(&Workspace::default(), &query, VERY_LONG).await.unwrap().lines.join("\n")
-    }
-
-    /// Has the builder forget what it knows of an environment.
-    async fn forget(&self, resolved: &ImageResolved) {
-        let key = resolved.environment.as_str();
-        let entry = self.scene.bucket.get(key).await.unwrap().unwrap();
-        self.scene.bucket.delete_at(key, entry.revision).await.unwrap();
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.rt.shutdown.cancel();
-    }
-}
-
-fn reference(resolved: &ImageResolved) -> Reference {
-    match &resolved.image {
-        Image::Container { reference, .. } => reference.parse().unwrap(),
-        other @ Image::VirtualEnvironment { .. } => panic!("{other:?} is no image"),
-    }
-}
-
-/// Manifest and configuration of an image.
-async fn pull(reference: &Reference) -> (OciImageManifest, serde_json::Value) {
-    runtime::tls::install();
-    let config = ClientConfig { protocol: oci_distribution::client::ClientProtocol::Http, ..ClientConfig::default() };
-    let client = Client::new(config);
-    let (manifest, _) = client.pull_image_manifest(reference, &RegistryAuth::Anonymous).await.unwrap();
-    let mut config = Vec::new();
-    client.pull_blob(reference, &manifest.config, &mut config).await.unwrap();
-    (manifest, serde_json::from_slice(&config).unwrap())
-}
-
-async fn documents(reference: &Reference) -> Vec<serde_json::Value> {
-    let config = ClientConfig { protocol: oci_distribution::client::ClientProtocol::Http, ..ClientConfig::default() };
-    let client = Client::new(config);
-    client.store_auth_if_needed(reference.resolve_registry(), &RegistryAuth::Anonymous).await;
-    let mut documents = Vec::new();
-    for entry in client.pull_referrers(reference, None).await.unwrap().manifests {
-        let at = reference.clone_with_digest(entry.digest);
-        let (manifest, _) = client.pull_image_manifest(&at, &RegistryAuth::Anonymous).await.unwrap();
-        let mut document = Vec::new();
-        client.pull_blob(&at, &manifest.layers[0], &mut document).await.unwrap();
-        documents.push(serde_json::from_slice(&document).unwrap());
-    }
-    documents
-}
-
-fn outcomes(asked: &[RegistryAsked]) -> Vec<(RegistryRole, RegistryOutcome)> {
-    asked.iter().map(|one| (one.registry, one.outcome.clone())).collect()
-}
-
-/// Whether a failure means that this machine cannot reach an index at all.
-fn offline(test: &str, failure: &Failure) -> bool {
-    let offline = failure.blame == Blame::Platform && failure.cause.contains("package index cannot be reached");
-    if offline {
-        skip(test, &failure.cause);
-    }
-    offline
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_environment_becomes_an_image_that_is_found_again() {
@@ -356,16 +220,6 @@ async fn a_login_is_used_where_there_is_one_and_asked_for_where_there_is_none() 
     let option = format!("--registry-login={}", login.display());
     let built = Place::new(&ground.uv, &locked.address(), &[&option]).await.ask(managed).await.unwrap();
     assert_eq!(built.lookup, Lookup::Built);
-}
-
-/// The socket of a Docker engine on this machine.
-fn engine(test: &str) -> Option<String> {
-    let socket = "/var/run/docker.sock";
-    if std::os::unix::net::UnixStream::connect(socket).is_err() {
-        skip(test, &format!("no Docker engine answers at {socket}"));
-        return None;
-    }
-    Some(format!("unix://{socket}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,9 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "this is a test from end to end")]
 
+mod conformance;
 mod front;
+mod ground;
 mod harness;
 mod images;
 mod requests;
+mod scan;
 mod single_flight;
 mod uv;

@@ -124,7 +124,7 @@ async fn a_builder_whose_lease_was_taken_stops_its_build() {
     let hash = builder::identity::hash(&environment(&["x"])).unwrap();
     let image = Image::VirtualEnvironment { path: "/made/by/another".to_owned(), python: "3.11.7".to_owned() };
     scene.world.there.lock().unwrap().push(image.clone());
-    let record = EnvironmentRecord::Ready { image: image.clone(), built: String::new(), took_ms: 1 };
+    let record = EnvironmentRecord::Ready { image: image.clone(), built: String::new(), took_ms: 1, scan: None };
     scene.bucket.put(hash.as_str(), &record).await.unwrap();
     assert_eq!(scene.resolved("service").await.image, image);
     scene.building(0).await;
@@ -144,7 +144,7 @@ async fn the_end_of_a_build_does_not_count_once_another_has_taken_over() {
     let hash = builder::identity::hash(&environment(&["x"])).unwrap();
     let image = Image::VirtualEnvironment { path: "/made/by/another".to_owned(), python: "3.11.7".to_owned() };
     scene.world.there.lock().unwrap().push(image.clone());
-    let record = EnvironmentRecord::Ready { image: image.clone(), built: String::new(), took_ms: 1 };
+    let record = EnvironmentRecord::Ready { image: image.clone(), built: String::new(), took_ms: 1, scan: None };
     scene.bucket.put(hash.as_str(), &record).await.unwrap();
     scene.world.gate.notify_one();
     assert_eq!(scene.resolved("service").await.image, image);

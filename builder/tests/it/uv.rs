@@ -27,7 +27,7 @@ use crate::harness::{Scene, World, environment};
 const VERY_LONG: Duration = Duration::from_secs(300);
 
 /// The uv program, unless the test has to be left out.
-fn uv(test: &str) -> Option<PathBuf> {
+pub(crate) fn uv(test: &str) -> Option<PathBuf> {
     let found = program("uv");
     if found.is_none() {
         skip(test, "uv is neither on PATH nor in .tools/bin");
@@ -36,7 +36,7 @@ fn uv(test: &str) -> Option<PathBuf> {
 }
 
 /// Whether a failure means that this machine cannot reach an index at all.
-fn offline(test: &str, failure: &Failure) -> bool {
+pub(crate) fn offline(test: &str, failure: &Failure) -> bool {
     let offline = failure.blame == Blame::Platform && failure.cause.contains("cannot be reached");
     if offline {
         skip(test, &failure.cause);
@@ -44,7 +44,7 @@ fn offline(test: &str, failure: &Failure) -> bool {
     offline
 }
 
-struct Real {
+pub(crate) struct Real {
     scene: Scene,
     rt: Runtime,
     asked: AtomicU64,
@@ -52,7 +52,7 @@ struct Real {
 
 impl Real {
     /// A builder that makes virtual environments in the folder of the bus.
-    async fn new(uv: PathBuf, change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn new(uv: PathBuf, change: impl FnOnce(&mut Config)) -> Self {
         let scene = Scene::new(World::default()).await;
         let rt = scene.nats.runtime("builder").await;
         let mut config = Config { environments: scene.nats.folder().join("environments"), uv, ..Config::default() };
@@ -63,7 +63,7 @@ impl Real {
         Self { scene, rt, asked: AtomicU64::new(0) }
     }
 
-    async fn ask(&self, spec: EnvironmentSpec) -> Result<ImageResolved, Failure> {
+    pub(crate) async fn ask(&self, spec: EnvironmentSpec) -> Result<ImageResolved, Failure> {
         let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
         let service = format!("service-{number}");
         self.scene.request(&service, number, spec).await;
@@ -106,7 +106,7 @@ fn python(image: &Image, code: &str) -> bool {
 }
 
 /// An environment with any Python that this machine has.
-fn any_python(pip: &[&str]) -> EnvironmentSpec {
+pub(crate) fn any_python(pip: &[&str]) -> EnvironmentSpec {
     let mut spec = environment(pip);
     spec.conda.dependencies = vec!["python>=3.9".to_owned()];
     spec

@@ -10,7 +10,7 @@ use packager::{
 };
 use proto::{
     id::{EnvironmentHash, ServiceName},
-    query::{ForgetFailure, GetBuildLog},
+    query::{ForgetFailure, GetBuildLog, GetScanReport},
     spec::EnvironmentSpec,
 };
 use serde_json::json;
@@ -22,7 +22,7 @@ use crate::{
     output::{self, Format},
 };
 
-/// Show the identity of an environment, why two differ, and how one was built
+/// Show the identity of an environment, why two differ, how one was built, and what a scan found
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -48,6 +48,11 @@ enum Action {
     },
     /// Build an environment again that could not be built, without waiting until that is forgotten
     Retry {
+        /// The environment's hash, or its first digits (at least 6)
+        hash: String,
+    },
+    /// Show the report of an environment's newest scan, whether it passed or not
+    Scan {
         /// The environment's hash, or its first digits (at least 6)
         hash: String,
     },
@@ -82,6 +87,22 @@ pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
                 Format::Json => output::json(&json!({ "environment": hash })),
                 Format::Text => {
                     output::line(&format!("environment {} is built again when it is next asked for", hash.short()))
+                }
+            }
+            Ok(())
+        }
+        Action::Scan { hash } => {
+            let connection = reach.connect().await?;
+            let report = connection.bus.ask(connection.workspace(), &GetScanReport { environment: hash }, ASK).await?;
+            match format {
+                Format::Json => output::json(&report),
+                Format::Text => {
+                    report.text.lines().for_each(output::line);
+                    if report.cut {
+                        output::aside(
+                            "(the rest is left out; all of it is in the object store, and attached to the image)",
+                        );
+                    }
                 }
             }
             Ok(())

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     connection::{Connection, Reach},
     ending::Result,
+    environment,
     output::{self, Format},
 };
 
@@ -51,7 +52,23 @@ pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
     }
     let rows: Vec<_> = records.iter().map(|record| row(record, traffic.get(&record.name))).collect();
     output::table(&["SERVICE", "GEN", "STATE", "REPLICAS", "BUSY", "REQ/S", "P50", "P99", "REFUSED", "WHY"], &rows);
+    if let (Some(_), [record]) = (&args.service, records.as_slice()) {
+        detail(record);
+    }
     Ok(())
+}
+
+/// What a service runs in, for whoever asks for this one.
+fn detail(record: &ServiceRecord) {
+    let Some(release) = record.active.as_ref().or(record.candidate.as_ref()) else { return };
+    let mut rows = vec![vec!["environment".to_owned(), release.environment.to_string()]];
+    rows.push(vec!["runs from".to_owned(), environment::place(&release.image).to_owned()]);
+    rows.extend(release.lookup.map(|lookup| vec!["lookup".to_owned(), environment::had(lookup, &release.asked)]));
+    let scan = release.scan.as_ref();
+    let scan = scan.map_or("none: no scanner is configured (--scan-command)".to_owned(), environment::scanned);
+    rows.push(vec!["scan".to_owned(), scan]);
+    output::line("");
+    output::table(&["", ""], &rows);
 }
 
 type News = HashMap<ServiceName, HashMap<InstanceId, ServiceUtilization>>;

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use builder::config::ImageArgs;
+use builder::config::{ImageArgs, ScanArgs};
 use packager::walk::{Limits, Links};
 use proto::packager::{ProjectOptions, Source};
 use serde_json::json;
@@ -42,6 +42,8 @@ pub struct Args {
     size: deploy::SizeArgs,
     #[command(flatten)]
     images: ImageArgs,
+    #[command(flatten)]
+    scan: ScanArgs,
     /// Deploy this folder once all is up, and ask it what its sample-request.json says
     #[arg(long, value_name = "FOLDER")]
     deploy: Option<PathBuf>,
@@ -70,6 +72,10 @@ pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
         scale_down_delay: Duration::from_secs(args.scale_down_delay),
         project_limits: args.size.limits(),
         images: args.images.read().map_err(|wrong| Ending::usage(wrong, "see `kaai up --help`"))?,
+        scan: {
+            let read = args.scan.read(args.images.registry.is_some());
+            read.map_err(|wrong| Ending::usage(wrong, "see `kaai up --help`"))?
+        },
         registry_login: args.images.registry_login.clone(),
     };
     logs(&home, &args.log)?;

@@ -118,6 +118,7 @@ pub(super) fn resolved(generation: u64, kind: Kind, scaling: Scaling) -> ImageRe
         image: Image::VirtualEnvironment { path: "/env".into(), python: "3.11.7".into() },
         lookup: Lookup::Cached,
         asked: Vec::new(),
+        scan: None,
         took_ms: 0,
         extra: Extra::new(),
     }

@@ -98,6 +98,9 @@ mod tests {
             archive: Digest::from_sha256([0; 32]),
             environment: EnvironmentHash::from_sha256([0; 32]),
             image: Image::VirtualEnvironment { path: "/e".into(), python: "3.11.7".into() },
+            lookup: None,
+            asked: Vec::new(),
+            scan: None,
             spec: ServiceSpec {
                 source_directory: folder.map(str::to_owned),
                 ..serde_json::from_value(serde_json::json!({ "entryScript": script })).unwrap()

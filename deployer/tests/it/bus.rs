@@ -85,6 +85,7 @@ impl Case {
             image: Image::VirtualEnvironment { path: "/env".into(), python: "3.11.7".into() },
             lookup: Lookup::Cached,
             asked: Vec::new(),
+            scan: None,
             took_ms: 0,
             extra: Extra::new(),
         };

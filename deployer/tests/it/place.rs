@@ -160,6 +160,9 @@ impl Place {
             archive: self.archive(files).await,
             environment: EnvironmentHash::from_sha256([7; 32]),
             image: self.image.clone(),
+            lookup: None,
+            asked: Vec::new(),
+            scan: None,
             spec: serde_json::from_value::<ServiceSpec>(spec).unwrap(),
         }
     }

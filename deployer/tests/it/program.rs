@@ -90,6 +90,7 @@ impl Case {
             image: release.image,
             lookup: Lookup::Cached,
             asked: Vec::new(),
+            scan: None,
             took_ms: 0,
             extra: Extra::new(),
         };
