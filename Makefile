@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/.tools/bin:$(PATH)
 EXAMPLE := examples/ridge-diabetes
 KAAI := target/release/kaai
 
-.PHONY: help up demo test lint bench bench-redeploy bench-packager schema docs tools build clean
+.PHONY: help up demo test lint bench bench-redeploy bench-packager schema docs tools build conda clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,7 @@ test: tools ## run every test
 
 lint: ## formatting, clippy, generated documents
 	cargo fmt --all --check
+	cargo fmt --manifest-path conda/Cargo.toml --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	cargo test --quiet --package proto --test contract the_documents_are_as_generated
@@ -50,6 +51,9 @@ tools: ## fetch nats-server and uv into .tools, unless PATH has them
 
 build: ## build the release of kaai
 	@python3 tools/build.py
+
+conda: ## build kaai-conda, without which conda packages are refused (400 crates, some minutes)
+	@python3 tools/build_conda.py
 
 clean: ## remove what was built and fetched
 	rm -rf target .tools

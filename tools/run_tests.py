@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import build_conda
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -22,11 +24,36 @@ def main() -> int:
     if sys.stdout.isatty():
         environment.setdefault("CARGO_TERM_COLOR", "always")
     which = sys.argv[1:] or ["--workspace"]
-    # Tests of images stand on it; where it cannot be made they say that they are left out.
-    subprocess.run([sys.executable, str(ROOT / "tools" / "base_image.py")], check=False)
+    # Tests of images and of conda packages stand on them; where they cannot be made they say that they are left out.
+    for made in ("base_image.py", "conda_channel.py"):
+        subprocess.run([sys.executable, str(ROOT / "tools" / made)], check=False)
+    # An old program would be tested; one that was never built is left out.
+    if (build_conda.BIN / build_conda.NAME).exists() and (built := build_conda.main()):
+        return built
     # Some tests start the programs themselves: they must not be older than what is tested.
     if built := subprocess.run(["cargo", "build", "--workspace", "--bins"], cwd=ROOT, env=environment, check=False).returncode:
         return built
+    status, (passed, failed, left_out) = tests([*which], environment)
+    if not sys.argv[1:]:
+        more, counts = conda(environment)
+        status = status or more
+        passed, failed, left_out = passed + counts[0], failed + counts[1], left_out + counts[2]
+    print(f"\ntests        {passed} passed, {failed} failed, {len(left_out)} left out", flush=True)
+    for reason in left_out:
+        print(f"  {reason}")
+    return status
+
+
+def conda(environment: dict):
+    """The tests of kaai-conda itself, which is built only by whoever wants it."""
+    if (build_conda.BIN / build_conda.NAME).exists():
+        return tests([*build_conda.CARGO, "--target-dir", str(build_conda.TARGET)], environment)
+    reason = "LEFT OUT the tests of kaai-conda: it was not built; run `make conda`"
+    return int(environment.get("KAAI_REQUIRE_ALL") == "1"), (0, 0, [reason])
+
+
+def tests(which: list, environment: dict):
+    """Runs tests and shows what fails: the status of cargo, and how many passed, failed and were left out."""
     run = subprocess.Popen(
         ["cargo", "test", "--no-fail-fast", *which, "--", "--show-output"],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, errors="replace",
@@ -43,11 +70,7 @@ def main() -> int:
             print(line, end="", flush=True)
         if counts := re.match(r"test result: .*?(\d+) passed; (\d+) failed", line):
             passed, failed = passed + int(counts[1]), failed + int(counts[2])
-    status = run.wait()
-    print(f"\ntests        {passed} passed, {failed} failed, {len(left_out)} left out", flush=True)
-    for reason in left_out:
-        print(f"  {reason}")
-    return status
+    return run.wait(), (passed, failed, left_out)
 
 
 if __name__ == "__main__":
