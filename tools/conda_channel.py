@@ -29,10 +29,7 @@ PLACEHOLDER = "/opt/kaai_placeholder" + "_placehold" * 20
 PLATFORM = {"x86_64": "linux-64", "aarch64": "linux-aarch64"}.get(os.uname().machine, "linux-64")
 
 # Debian keeps packages elsewhere than everybody else, and its Python in the system's hands: neither holds in a prefix.
-UNDONE = {
-    "site.py": [('is_virtual_environment = sys.base_prefix != sys.prefix or hasattr(sys, "real_prefix")', "is_virtual_environment = True")],
-    "sysconfig.py": [('    if sys.base_prefix != sys.prefix or hasattr(sys, "real_prefix"):', "    if True:")],
-}
+UNDONE = {"sysconfig.py": [('    if sys.base_prefix != sys.prefix or hasattr(sys, "real_prefix"):', "    if True:")]}
 LEFT_OUT = ("EXTERNALLY-MANAGED", "sitecustomize.py", "_distutils_system_mod.py")
 
 
@@ -96,7 +93,8 @@ def python() -> dict:
                         raise Trouble(f"Debian's {inside} is another one than expected; look at UNDONE in {Path(__file__).name}")
                     content = content.replace(before.encode(), after.encode())
                 files[name] = content
-    files.update({"bin/python": "python3.11", "bin/python3": "python3.11"})
+    # The module that says where packages are looked for is part of the program: it gets the folder that it looks for.
+    files.update({"bin/python": "python3.11", "bin/python3": "python3.11", "lib/python3.11/dist-packages": "site-packages"})
     return files
 
 

@@ -1,5 +1,6 @@
 //! The builder's settings: as typed ([`Args`]) and as checked ([`Config`]).
 
+mod conda;
 mod images;
 mod scan;
 
@@ -13,11 +14,12 @@ use clap::ValueEnum;
 use runtime::{config::CommonArgs, store::Store};
 
 pub use self::{
+    conda::{CondaArgs, CondaSettings},
     images::{ImageArgs, ImageSettings},
     scan::ScanArgs,
 };
 pub use crate::scan::ScanSettings;
-use crate::{image::Images, scan::Scanner, uv::Uv, venv::Venv};
+use crate::{conda_packages::CondaProgram, image::Images, scan::Scanner, uv::Uv, venv::Venv};
 
 /// Finds or builds the environment of a project.
 #[derive(Debug, Clone, clap::Parser)]
@@ -38,6 +40,9 @@ pub struct Args {
     /// The uv program (0.4 or newer)
     #[arg(long, env = "KAAI_UV", default_value = "uv", value_name = "PROGRAM")]
     pub uv: PathBuf,
+    /// Conda packages.
+    #[command(flatten)]
+    pub conda: CondaArgs,
     /// Whether uv may fetch a Python that this machine does not have
     #[arg(long, env = "KAAI_PYTHON_DOWNLOADS", value_enum, default_value = "automatic")]
     pub python_downloads: PythonDownloads,
@@ -74,6 +79,8 @@ pub struct Config {
     pub environments: PathBuf,
     /// The uv program; one without a slash is looked for on PATH.
     pub uv: PathBuf,
+    /// What installs conda packages.
+    pub conda: CondaSettings,
     /// Whether uv may fetch a Python that this machine does not have.
     pub python_downloads: bool,
     /// The folder of pyenv; one that is not there does no harm.
@@ -122,6 +129,7 @@ impl Default for Config {
         let environments = PathBuf::from("/var/lib/kaai/environments");
         Self {
             uv: "uv".into(),
+            conda: CondaSettings::default(),
             python_downloads: true,
             pyenv: default_pyenv(),
             images: None,
@@ -162,6 +170,7 @@ impl TryFrom<Args> for Config {
             images: args.images.read().map_err(Error::Wrong)?,
             environments: args.environments,
             uv: args.uv,
+            conda: args.conda.read().map_err(Error::Wrong)?,
             python_downloads: args.python_downloads == PythonDownloads::Automatic,
             pyenv: args.pyenv.or_else(default_pyenv),
             limits: Limits {
@@ -194,10 +203,20 @@ impl Config {
         Uv { program: uv, python_downloads: self.python_downloads, variables }
     }
 
+    /// What installs conda packages, with absolute paths.
+    fn conda(&self) -> CondaProgram {
+        CondaProgram {
+            program: self.conda.found(&search_path(None)),
+            alias: self.conda.alias.clone(),
+            cache: absolute(&self.environments).join("conda"),
+        }
+    }
+
     /// The maker of virtual environments.
     pub fn venv(&self, store: &Store) -> Venv {
         Venv {
             uv: self.uv(),
+            conda: self.conda(),
             environments: absolute(&self.environments),
             deadline: self.limits.build_deadline,
             scanner: self.scanner(store),
@@ -218,7 +237,7 @@ impl Config {
         let Some(images) = self.images.clone() else { return Ok(None) };
         let settings = images.with(absolute(&self.environments).join("images"), self.limits.build_deadline);
         let wrong = |why| Error::Wrong(format!("--registry-ca: {why}"));
-        Images::new(settings, self.uv(), self.scanner(store)).map(Some).map_err(wrong)
+        Images::new(settings, self.uv(), self.conda(), self.scanner(store)).map(Some).map_err(wrong)
     }
 
     /// The limits, with the folder of logs filled in.

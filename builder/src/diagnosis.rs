@@ -395,8 +395,11 @@ mod tests {
             pip: pip.iter().map(|line| (*line).to_owned()).collect(),
             ..CondaSpec::default()
         };
-        Plan::without_images(&Definition::read(&EnvironmentSpec { conda, ..EnvironmentSpec::default() }).unwrap())
-            .unwrap()
+        Plan::without_images(
+            &Definition::read(&EnvironmentSpec { conda, ..EnvironmentSpec::default() }).unwrap(),
+            false,
+        )
+        .unwrap()
     }
 
     fn lines(text: &str) -> Vec<String> {

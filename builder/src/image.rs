@@ -9,6 +9,7 @@ mod attest;
 mod base;
 mod copy;
 mod engine;
+mod glibc;
 mod layer;
 mod login;
 mod registry;
@@ -32,6 +33,7 @@ pub(crate) use self::{engine::Engine, login::Logins, registry::Access};
 use self::{layer::HOME, registry::Registries};
 use crate::{
     build_log::BuildLog,
+    conda_packages::CondaProgram,
     docker,
     environment::{Definition, Refused},
     identity,
@@ -59,6 +61,7 @@ pub struct Images {
     /// What images have to pass.
     scanner: Option<Scanner>,
     uv: Uv,
+    conda: CondaProgram,
     /// Where environments are filled before they are packed, and where is kept what is known of base images.
     scratch: PathBuf,
     deadline: Duration,
@@ -121,11 +124,16 @@ impl Images {
     /// # Errors
     ///
     /// Fails when the certificate of an authority is none.
-    pub(crate) fn new(settings: Settings, uv: Uv, scanner: Option<Scanner>) -> Result<Self, String> {
+    pub(crate) fn new(
+        settings: Settings,
+        uv: Uv,
+        conda: CondaProgram,
+        scanner: Option<Scanner>,
+    ) -> Result<Self, String> {
         let Settings { workspace, global, bases, access, engine, scratch, deadline } = settings;
         let logins = access.logins.clone();
         let registries = Registries::new(access)?;
-        Ok(Self { registries, workspace, global, bases, engine, logins, scanner, uv, scratch, deadline })
+        Ok(Self { registries, workspace, global, bases, engine, logins, scanner, uv, conda, scratch, deadline })
     }
 
     /// The image that an environment stands on, by its digest of now.
@@ -182,6 +190,8 @@ impl Images {
             return Ok(base.clone());
         }
         let known = plan.python.minors.iter().find_map(|minor| self.bases.get(minor));
+        // Conda packages bring their own Python, so that any of them will do.
+        let known = known.or(self.bases.values().next_back().filter(|_| plan.conda.is_some()));
         known.map(|base| docker::image(base)).ok_or_else(|| {
             let minors = |minors: &mut dyn Iterator<Item = &u64>| {
                 minors.map(|minor| format!("3.{minor}")).collect::<Vec<_>>().join(", ")
@@ -292,7 +302,8 @@ impl Images {
 
 impl Maker for Images {
     async fn plan(&self, mut definition: Definition) -> Result<Planned, Failure> {
-        let mut plan = Plan::on_image(&definition, self.engine.is_some()).map_err(Refused::into_failure)?;
+        let mut plan =
+            Plan::on_image(&definition, self.engine.is_some(), self.conda.is_there()).map_err(Refused::into_failure)?;
         // Digests count, not names: two names of one image are one, and a name that moved on is another.
         let base = if definition.dockerfile.is_empty() {
             let base = self.resolve(&self.base_of(&definition, &plan)?).await?;

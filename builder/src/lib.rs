@@ -11,6 +11,7 @@
 
 pub mod build_log;
 mod conda;
+mod conda_packages;
 pub mod config;
 pub mod conformance;
 mod decide;

@@ -4,6 +4,7 @@
 
 use crate::{
     conda::Versions,
+    conda_packages::{self, Wanted},
     environment::{Definition, Problem, Refused},
     identity::Fact,
     image::steps,
@@ -27,6 +28,8 @@ pub struct Plan {
     pub(crate) file: String,
     /// The Python.
     pub(crate) python: Python,
+    /// What conda installs first, with a Python of its own; none where pip's packages are all.
+    pub(crate) conda: Option<Wanted>,
     /// What is put in first and gives way to the requirements.
     pub(crate) seeds: Vec<String>,
     /// The lines of the requirements file: options, the user's requirements, and the server.
@@ -59,15 +62,15 @@ pub(crate) struct Python {
 }
 
 impl Plan {
-    /// Says what is to be installed on a machine without images.
+    /// Says what is to be installed on a machine without images; `conda` says whether conda packages can be.
     ///
     /// # Errors
     ///
     /// Fails with all that such a place cannot give.
-    pub fn without_images(definition: &Definition) -> Result<Self, Refused> {
+    pub fn without_images(definition: &Definition, conda: bool) -> Result<Self, Refused> {
         let mut problems = Vec::new();
         refuse_what_only_an_image_has(definition, &mut problems);
-        let plan = Self::of(definition, problems)?;
+        let plan = Self::of(definition, conda, problems)?;
         Ok(Self { warnings: warnings(definition), ..plan })
     }
 
@@ -76,7 +79,7 @@ impl Plan {
     /// # Errors
     ///
     /// Fails with all that cannot be installed there.
-    pub(crate) fn on_image(definition: &Definition, engine: bool) -> Result<Self, Refused> {
+    pub(crate) fn on_image(definition: &Definition, engine: bool, conda: bool) -> Result<Self, Refused> {
         let mut problems = Vec::new();
         if engine {
             problems.extend(steps::problem(definition));
@@ -89,7 +92,7 @@ impl Plan {
                 "name a baseImage",
             ));
         }
-        Self::of(definition, problems)
+        Self::of(definition, conda, problems)
     }
 
     /// The same with one Python alone.
@@ -97,9 +100,17 @@ impl Plan {
         Self { python: Python { minors: vec![minor], versions: self.python.versions.clone() }, ..self.clone() }
     }
 
-    fn of(definition: &Definition, mut problems: Vec<Problem>) -> Result<Self, Refused> {
+    fn of(definition: &Definition, conda: bool, mut problems: Vec<Problem>) -> Result<Self, Refused> {
         let mut requirements = definition.pip.options.lines();
-        requirements.extend(conda_tools(definition, &mut problems));
+        let (tools, others) = conda_tools(definition);
+        let wanted = (conda && !others.is_empty()).then(|| Wanted::of(definition));
+        match &wanted {
+            Some(_) => conda_packages::refuse_paths(definition, &mut problems),
+            None => {
+                refuse_conda_packages(definition, &others, &mut problems);
+                requirements.extend(tools);
+            }
+        }
         requirements.extend(definition.pip.wanted.values().flat_map(|wanted| wanted.lines.clone()));
         requirements.push(SERVER_REQUIREMENT.to_owned());
         let minors: Vec<_> =
@@ -116,6 +127,7 @@ impl Plan {
         Ok(Self {
             file: definition.file.clone(),
             python: Python { minors, versions: definition.python.clone() },
+            conda: wanted,
             seeds: if tools { Vec::new() } else { vec![COMPATIBLE_SETUPTOOLS.to_owned()] },
             requirements,
             prereleases: options.pre,
@@ -171,17 +183,23 @@ fn refuse_what_only_docker_builds(definition: &Definition, problems: &mut Vec<Pr
     }
 }
 
-/// Pip, setuptools and wheel may be named as conda packages; others need conda itself, which this place does not have.
-fn conda_tools(definition: &Definition, problems: &mut Vec<Problem>) -> Vec<String> {
+/// Pip, setuptools and wheel may be named as conda packages and are had from pip's index; the others, with pip's word for their versions,
+/// need conda itself.
+fn conda_tools(definition: &Definition) -> (Vec<String>, Vec<(String, String)>) {
     let mut tools = Vec::new();
     let mut others = Vec::new();
     for ((name, build), versions) in &definition.conda {
         let for_pip = versions.for_pip();
-        match (name.rsplit("::").next().unwrap_or(name), build, for_pip) {
+        match (conda_packages::bare(name), build, for_pip) {
             (tool @ ("pip" | "setuptools" | "wheel"), None, Some(versions)) => tools.push(format!("{tool}{versions}")),
             (other, _, for_pip) => others.push((other.to_owned(), for_pip.unwrap_or_default())),
         }
     }
+    (tools, others)
+}
+
+/// Refuses conda packages where nothing can install them.
+fn refuse_conda_packages(definition: &Definition, others: &[(String, String)], problems: &mut Vec<Problem>) {
     if let Some((first, _)) = others.first() {
         let names: Vec<_> = others.iter().map(|(name, _)| name.as_str()).collect();
         let file = &definition.file;
@@ -201,9 +219,12 @@ fn conda_tools(definition: &Definition, problems: &mut Vec<Problem>) -> Vec<Stri
             ),
         };
         let lines: Vec<_> = others.iter().map(|(name, versions)| pip_line(name, versions)).collect();
-        problems.push(Problem::new(cause, format!("move {them} under `pip:` in {file}: {}", lines.join(", "))));
+        let remedy = format!(
+            "move {them} under `pip:` in {file}: {}; or have the builder find kaai-conda (`make conda`, --conda-program)",
+            lines.join(", ")
+        );
+        problems.push(Problem::new(cause, remedy));
     }
-    tools
 }
 
 /// How pip's index calls a conda package; names that differ are the few that v1's users meet.
@@ -252,7 +273,7 @@ mod tests {
     }
 
     fn plan(spec: &EnvironmentSpec) -> Result<Plan, Refused> {
-        Plan::without_images(&Definition::read(spec).unwrap())
+        Plan::without_images(&Definition::read(spec).unwrap(), false)
     }
 
     #[test]
@@ -294,7 +315,19 @@ mod tests {
         let refused = plan(&spec(&["python=3.8", "numpy=1.19.2", "pytorch=1.6", "pip=20.2"], &[])).unwrap_err();
         let problem = &refused.problems[0];
         assert!(problem.cause.contains("environment.yml asks for the conda packages numpy, pytorch,"), "{problem:?}");
-        assert_eq!(problem.remedy, "move them under `pip:` in environment.yml: `numpy==1.19.2`, `torch==1.6.*`");
+        let instead = "move them under `pip:` in environment.yml: `numpy==1.19.2`, `torch==1.6.*`; or have ";
+        assert!(problem.remedy.starts_with(instead) && problem.remedy.contains("kaai-conda"), "{problem:?}");
+    }
+
+    #[test]
+    fn conda_packages_are_left_to_conda_where_it_is() {
+        let plan =
+            |conda: &[&str]| Plan::without_images(&Definition::read(&spec(conda, &["x"])).unwrap(), true).unwrap();
+        let real = plan(&["python=3.8", "numpy=1.19.2", "pip=20.2"]);
+        assert!(real.conda.is_some());
+        assert_eq!(real.requirements, ["x", SERVER_REQUIREMENT], "its pip is conda's own affair");
+        let usual = plan(&["python=3.8", "pip=20.2"]);
+        assert_eq!((usual.conda, usual.requirements[0].as_str()), (None, "pip==20.2.*"));
     }
 
     #[test]

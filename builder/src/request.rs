@@ -244,11 +244,14 @@ fn headline(line: &str) -> Option<String> {
     if let Some(count) = line.strip_prefix("Resolved ").and_then(|rest| rest.split(' ').next()) {
         return Some(if count == "1" { "1 package".to_owned() } else { format!("{count} packages") });
     }
+    if let Some(count) = line.strip_prefix("Solved ") {
+        return Some(format!("conda: {count}"));
+    }
     if let Some(package) = line.strip_prefix("Downloading ").or_else(|| line.strip_prefix("Building ")) {
         let verb = if line.starts_with('D') { "fetching" } else { "building" };
         return Some(format!("{verb} {}", package.split(' ').next().unwrap_or(package)));
     }
-    let told = ["building environment ", "Python ", "no Python ", "copying ", "pushing "]
+    let told = ["building environment ", "asking ", "Python ", "no Python ", "copying ", "pushing "]
         .iter()
         .any(|start| line.starts_with(start));
     let done =
@@ -264,11 +267,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_uv_become_news() {
+    fn lines_of_uv_and_conda_become_news() {
         for (line, news) in [
             ("Resolved 38 packages in 1.2s", Some("38 packages")),
             ("Downloading numpy (16.1MiB)", Some("fetching numpy")),
             ("   Building psycopg2==2.9.13", Some("building psycopg2==2.9.13")),
+            ("asking conda-forge", Some("asking conda-forge")),
+            ("Solved 12 packages", Some("conda: 12 packages")),
+            ("Downloading numpy-2.4.6-py311_0.conda (7.2 MB)", Some("fetching numpy-2.4.6-py311_0.conda")),
             ("Installed 38 packages in 40ms", Some("installed 38 packages in 40ms")),
             (" + numpy==2.4.6", None),
             ("builder-1 is building this environment", Some("builder-1 is building this environment")),

@@ -174,7 +174,7 @@ impl Uv {
         let requirements = self.write_lists(folder, plan).await?;
         self.install_seeds(folder, plan, log).await?;
         let mut install = self.uv(&["pip", "install", "--compile-bytecode"]);
-        install.arg("-r").arg(requirements).args(self.how(folder, plan));
+        install.arg("-r").arg(requirements).args(self.how(folder, plan)).args(into_condas(plan));
         succeeded(&self.run(install, log).await?, plan)
     }
 
@@ -184,13 +184,36 @@ impl Uv {
         let lock = folder.join("kaai-lock.txt");
         self.install_seeds(folder, plan, log).await?;
         let mut resolve = self.uv(&["pip", "compile", "--quiet", "--generate-hashes", "--no-header", "--no-annotate"]);
-        resolve.arg(requirements).arg("--output-file").arg(&lock).args(self.how(folder, plan));
+        match &plan.conda {
+            None => resolve.arg(requirements),
+            Some(_) => resolve.arg("--no-deps").arg(self.added_to_condas(folder, plan, &requirements, log).await?),
+        };
+        resolve.arg("--output-file").arg(&lock).args(self.how(folder, plan));
         succeeded(&self.run(resolve, log).await?, plan)?;
         let mut install = self.uv(&["pip", "install", "--no-deps"]);
         // The list has no options, since a builder's own index may have a password in its address.
-        install.arg("-r").arg(&lock).args(options(plan)).args(self.how(folder, plan));
+        install.arg("-r").arg(&lock).args(options(plan)).args(self.how(folder, plan)).args(into_condas(plan));
         succeeded(&self.run(install, log).await?, plan)?;
         Ok(lock)
+    }
+
+    /// Writes what has to be added to the packages that conda has installed, with exact versions: what is there and will do stays.
+    async fn added_to_condas(
+        &self,
+        folder: &Path,
+        plan: &Plan,
+        requirements: &Path,
+        log: &BuildLog,
+    ) -> Result<PathBuf, Failure> {
+        let mut ask = self.uv(&["pip", "install", "--dry-run"]);
+        ask.arg("-r").arg(requirements).args(self.how(folder, plan)).args(into_condas(plan));
+        let ended = self.run(ask, log).await?;
+        succeeded(&ended, plan)?;
+        let options = plan.requirements.iter().take_while(|line| line.starts_with("--")).cloned();
+        let lines: Vec<_> = options.chain(ended.stderr.iter().filter_map(|line| added(line))).collect();
+        let pins = folder.join("kaai-pins.txt");
+        tokio::fs::write(&pins, lines.join("\n") + "\n").await.map_err(|error| disk(&pins, &error))?;
+        Ok(pins)
     }
 
     /// Writes what is to be installed, and what old packages are built with; returns the former.
@@ -212,7 +235,7 @@ impl Uv {
         }
         let mut seed = self.uv(&["pip", "install", "--quiet", "--python"]);
         // Where the list has an index of its own, it has to be asked for these too.
-        seed.arg(folder.join("bin/python")).args(&plan.seeds).args(index_arguments(plan));
+        seed.arg(folder.join("bin/python")).args(&plan.seeds).args(index_arguments(plan)).args(into_condas(plan));
         if !self.run(seed, log).await?.status.success() {
             // The index may be one that has no setuptools. If it cannot be reached at all, what follows says so.
             log.line("going on without the setuptools of old");
@@ -234,15 +257,23 @@ impl Uv {
     /// Compiles all modules for an environment that is going to be at `home`, so that no start has to; what does not compile stays as it is.
     ///
     /// The result depends on the sources alone: it says no time, and the order of sets is fixed.
-    pub(crate) async fn compile(&self, folder: &Path, home: &Path, log: &BuildLog) -> Result<(), Failure> {
+    pub(crate) async fn compile(&self, folder: &Path, home: &Path, plan: &Plan, log: &BuildLog) -> Result<(), Failure> {
         let libraries = tokio::fs::read_dir(folder.join("lib")).await;
         let mut libraries = libraries.map_err(|error| disk(folder, &error))?;
         while let Ok(Some(library)) = libraries.next_entry().await {
-            let site = library.path().join("site-packages");
-            let there = home.join("lib").join(library.file_name()).join("site-packages");
+            let python = library.file_name().to_string_lossy().starts_with("python3.");
+            if !python || !library.file_type().await.is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            // Conda's Python is the environment's own, and its library is to be compiled as well.
+            let part = if plan.conda.is_some() { "" } else { "site-packages" };
+            let site = library.path().join(part);
+            let there = home.join("lib").join(library.file_name()).join(part);
             let mut command = self.command(&folder.join("bin/python"));
             command.args(["-m", "compileall", "-q", "-f", "-j", "0", "--invalidation-mode", "unchecked-hash", "-d"]);
             command.arg(there).arg(site).env("PYTHONHASHSEED", "0");
+            // What is imported meanwhile would be kept with the time of its source.
+            command.env("PYTHONDONTWRITEBYTECODE", "1");
             // Its words are about files for other Pythons, which some packages bring along.
             let ended = process::run(command, |_| ()).await.map_err(|error| disk(folder, &error))?;
             log.line(if ended.status.success() {
@@ -279,6 +310,20 @@ fn succeeded(ended: &Ended, plan: &Plan) -> Result<(), Failure> {
         true => Ok(()),
         false => Err(diagnosis::installation(&ended.stderr, &ended.status.to_string(), plan)),
     }
+}
+
+/// What uv is told where the Python is the environment's own and no virtual environment's.
+fn into_condas(plan: &Plan) -> Option<&'static str> {
+    plan.conda.is_some().then_some("--break-system-packages")
+}
+
+/// The requirement for a package that uv would add: it says ` + name==version`, or with ` (from address)` behind.
+fn added(line: &str) -> Option<String> {
+    let (name, rest) = line.trim_start().strip_prefix("+ ")?.split_once("==")?;
+    Some(match rest.split_once(" (from ") {
+        Some((_, address)) => format!("{name} @ {}", address.trim_end_matches(')')),
+        None => format!("{name}=={}", rest.trim()),
+    })
 }
 
 /// What old packages are built with.
@@ -344,11 +389,18 @@ mod tests {
     }
 
     #[test]
+    fn what_uv_would_add_is_read_as_requirements() {
+        let said = ["Would install 2 packages", " + six==1.17.0", " - six==1.16.0", " + y==1.0 (from https://h/y.zip)"];
+        let read: Vec<_> = said.into_iter().filter_map(added).collect();
+        assert_eq!(read, ["six==1.17.0", "y @ https://h/y.zip"]);
+    }
+
+    #[test]
     fn the_lists_index_is_asked_for_the_seeds_too() {
         let pip = ["--extra-index-url https://a/simple", "--trusted-host a", "--no-binary x", "--pre", "x"];
         let conda = CondaSpec { pip: pip.map(str::to_owned).to_vec(), ..CondaSpec::default() };
         let definition = Definition::read(&EnvironmentSpec { conda, ..EnvironmentSpec::default() }).unwrap();
-        let arguments = index_arguments(&Plan::without_images(&definition).unwrap());
+        let arguments = index_arguments(&Plan::without_images(&definition, false).unwrap());
         assert_eq!(arguments, ["--extra-index-url", "https://a/simple", "--allow-insecure-host", "a"]);
     }
 }

@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use self::folder::{Marker, attempts, blocking, boot, is_synced, remove, sweep, sync, whole, write_marker};
 use crate::{
     build_log::BuildLog,
+    conda_packages::{self, CondaProgram, Place},
     environment::{Definition, Refused},
     identity::{self, RECIPE},
     maker::{Found, Made, Maker, Planned},
@@ -39,6 +40,7 @@ const SETTLE: Duration = Duration::from_secs(45);
 #[derive(Clone)]
 pub struct Venv {
     pub(crate) uv: Uv,
+    pub(crate) conda: CondaProgram,
     /// The folder that all environments lie in, as an absolute path.
     pub(crate) environments: PathBuf,
     /// How long making one environment may take in all.
@@ -95,7 +97,13 @@ impl Venv {
 
     async fn fill(&self, folder: &Path, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Made, Failure> {
         let path = folder.display().to_string();
-        self.uv.bare(&path, plan, log).await?;
+        match &plan.conda {
+            Some(wanted) => {
+                let place = Place { folder, home: None, glibc: None };
+                drop(self.conda.install((&self.uv, &plan.file), wanted, place, log).await?);
+            }
+            None => self.uv.bare(&path, plan, log).await?,
+        }
         self.uv.install(folder, plan, log).await?;
         self.uv.try_imports(folder, plan, log).await?;
         let Some(python) = self.uv.version(&folder.join("bin/python")).await else {
@@ -106,7 +114,7 @@ impl Venv {
             ));
         };
         let packages = self.uv.packages(folder).await;
-        let scan = self.scanned(hash, &packages, log).await?;
+        let scan = self.scanned((hash, folder), &packages, log).await?;
         let marker = Marker {
             hash: hash.clone(),
             recipe: RECIPE,
@@ -129,12 +137,13 @@ impl Venv {
     /// Has the packages of an environment scanned, where this place scans.
     async fn scanned(
         &self,
-        hash: &EnvironmentHash,
+        (hash, folder): (&EnvironmentHash, &Path),
         packages: &[String],
         log: &BuildLog,
     ) -> Result<Option<Scan>, Failure> {
         let Some(scanner) = &self.scanner else { return Ok(None) };
-        let list = sbom::list(hash, &packages.join("\n")).to_string();
+        let conda = conda_packages::installed(folder).await?;
+        let list = sbom::list(hash, &packages.join("\n"), &conda).to_string();
         let subject = Subject { environment: hash, image: None, packages: Some(list.as_bytes()) };
         scanner.scan(&subject, log).await.map(|(scan, _)| Some(scan))
     }
@@ -152,7 +161,7 @@ impl Venv {
 
 impl Maker for Venv {
     async fn plan(&self, definition: Definition) -> Result<Planned, Failure> {
-        let plan = Plan::without_images(&definition).map_err(Refused::into_failure)?;
+        let plan = Plan::without_images(&definition, self.conda.is_there()).map_err(Refused::into_failure)?;
         Ok(Planned { hash: identity::hash_of(&definition), plan })
     }
 
@@ -184,7 +193,7 @@ impl Maker for Venv {
                 let image =
                     Image::VirtualEnvironment { path: folder.display().to_string(), python: marker.python.clone() };
                 if self.scanner.as_ref().is_some_and(|scanner| !scanner.knows(marker.scan.as_ref())) {
-                    marker.scan = self.scanned(hash, &marker.packages, log).await?;
+                    marker.scan = self.scanned((hash, &folder), &marker.packages, log).await?;
                     self.mark(&folder, marker.clone()).await?;
                 }
                 let made = Made { image, scan: marker.scan };

@@ -4,7 +4,7 @@
 
 use std::{fs::File, net::SocketAddr, path::PathBuf, time::Duration};
 
-use builder::config::{ImageSettings, ScanSettings};
+use builder::config::{CondaSettings, ImageSettings, ScanSettings};
 use packager::walk::Limits;
 use proto::{cli::Context, id::Workspace};
 use runtime::{
@@ -41,6 +41,8 @@ pub struct Options {
     pub nats_server: Option<PathBuf>,
     /// The program that builds environments, when it is not to be looked for.
     pub uv: Option<PathBuf>,
+    /// What installs conda packages; looked for as uv is, and done without where it is not there.
+    pub conda: CondaSettings,
     /// How long a lower need must hold before replicas go.
     pub scale_down_delay: Duration,
     /// How much a project may hold.
@@ -63,6 +65,7 @@ impl Options {
             admin: SocketAddr::from(([127, 0, 0, 1], 0)),
             nats_server: None,
             uv: None,
+            conda: CondaSettings::default(),
             scale_down_delay: Duration::from_secs(60),
             project_limits: Limits::PROJECT,
             images: None,
@@ -172,6 +175,7 @@ impl Up {
         let config = builder::Config {
             environments: home.join("environments"),
             uv,
+            conda: options.conda.clone(),
             images: options.images.clone(),
             scan: options.scan.clone(),
             ..builder::Config::default()

@@ -3,7 +3,7 @@
 use std::{fs, io, path::Path};
 
 use rattler::{
-    install::{Installer, InstallerError, LinkOptions},
+    install::{Installer, InstallerError},
     package_cache::PackageCache,
 };
 
@@ -23,13 +23,10 @@ pub(crate) async fn install(request: &Request, lock: &Lock) -> Result<(), Failur
     let Some(prefix) = &request.prefix else {
         return Err(Failure::Request("no prefix is named to install into".to_owned()));
     };
-    // A symbolic link would point into the cache, which the environment outlives.
-    let links = LinkOptions { allow_symbolic_links: Some(false), ..LinkOptions::default() };
     let mut installer = Installer::new()
         .with_target_platform(lock.platform)
         .with_package_cache(PackageCache::new(request.cache.join("packages")))
         .with_download_client(channels::client(request)?)
-        .with_link_options(links)
         .with_reporter(Fetching::default());
     if let Some(target) = &request.final_prefix {
         installer.set_alternative_target_prefix(target);

@@ -13,12 +13,21 @@ use tokio::try_join;
 use super::{
     Images, PYTHON, attest,
     base::{Base, without_python},
-    copy, image,
+    copy, defect,
+    glibc::without_glibc,
+    image,
     layer::{self, HOME, LOCK, Layer},
     registry::{self, describe},
     scratch,
 };
-use crate::{build_log::BuildLog, maker::Made, plan::Plan, sbom, uv::disk};
+use crate::{
+    build_log::BuildLog,
+    conda_packages::{CondaPackage, Place, Wanted},
+    maker::Made,
+    plan::Plan,
+    sbom,
+    uv::disk,
+};
 
 /// When every image of ours was made: an equal one has an equal digest.
 const CREATED: &str = "1970-01-01T00:00:00Z";
@@ -28,6 +37,14 @@ struct Packages {
     layer: Layer,
     python: String,
     lock: String,
+    /// What conda has installed, with its own Python; none where pip's packages are all.
+    conda: Option<Vec<CondaPackage>>,
+}
+
+impl Packages {
+    fn list(&self, hash: &EnvironmentHash) -> Value {
+        sbom::list(hash, &self.lock, self.conda.as_deref().unwrap_or_default())
+    }
 }
 
 impl Images {
@@ -61,24 +78,55 @@ impl Images {
         if plan.user_managed {
             return Ok(None);
         }
-        let pythons = base.pythons(&self.registries, &self.scratch.join("bases")).await;
-        let pythons = pythons.map_err(registry::Error::into_failure)?;
-        let found = plan.python.minors.iter().find_map(|minor| Some((*minor, pythons.get(minor)?.clone())));
-        let Some((minor, interpreter)) = found else { return Err(without_python(base, &plan.python.minors, &pythons)) };
-        let plan = plan.with_python(minor);
         let environment = folder.join("environment");
-        self.uv.bare(&environment.display().to_string(), &plan, log).await?;
+        let (minor, interpreter, conda) = match &plan.conda {
+            None => {
+                let (minor, interpreter) = self.python_of(base, plan).await?;
+                self.uv.bare(&environment.display().to_string(), &plan.with_python(minor), log).await?;
+                (minor, Some(interpreter), None)
+            }
+            Some(wanted) => {
+                let (minor, packages) = self.conda(&environment, (base, &plan.file), wanted, log).await?;
+                (minor, None, Some(packages))
+            }
+        };
+        let plan = plan.with_python(minor);
         let lock = self.uv.install_locked(&environment, &plan, log).await?;
         self.uv.try_imports(&environment, &plan, log).await?;
-        self.uv.compile(&environment, Path::new(HOME), log).await?;
+        self.uv.compile(&environment, Path::new(HOME), &plan, log).await?;
         let lock = tokio::fs::read_to_string(&lock).await.map_err(|error| disk(&lock, &error))?;
         let kept = environment.join(LOCK);
         tokio::fs::write(&kept, &lock).await.map_err(|error| disk(&kept, &error))?;
         let into = folder.to_owned();
-        let packing = tokio::task::spawn_blocking(move || layer::pack(&environment, &interpreter, &into));
+        let packing = tokio::task::spawn_blocking(move || layer::pack(&environment, interpreter.as_deref(), &into));
         let layer = packing.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
         let layer = layer.map_err(|error| disk(folder, &error))?;
-        Ok(Some(Packages { layer, python: format!("3.{minor}"), lock }))
+        Ok(Some(Packages { layer, python: format!("3.{minor}"), lock, conda }))
+    }
+
+    /// The Python of a base image that is as wanted: its minor and its path.
+    async fn python_of(&self, base: &Base, plan: &Plan) -> Result<(u64, String), Failure> {
+        let pythons = base.pythons(&self.registries, &self.scratch.join("bases")).await;
+        let pythons = pythons.map_err(registry::Error::into_failure)?;
+        let found = plan.python.minors.iter().find_map(|minor| Some((*minor, pythons.get(minor)?.clone())));
+        found.ok_or_else(|| without_python(base, &plan.python.minors, &pythons))
+    }
+
+    /// Has conda packages installed that run on a base image, and returns the minor of their Python with them.
+    async fn conda(
+        &self,
+        environment: &Path,
+        (base, file): (&Base, &str),
+        wanted: &Wanted,
+        log: &BuildLog,
+    ) -> Result<(u64, Vec<CondaPackage>), Failure> {
+        let glibc = base.glibc(&self.registries, &self.scratch.join("bases")).await;
+        let Some(glibc) = glibc.map_err(registry::Error::into_failure)? else { return Err(without_glibc(base)) };
+        let place = Place { folder: environment, home: Some(HOME), glibc: Some(&glibc) };
+        let packages = self.conda.install((&self.uv, file), wanted, place, log).await?;
+        let version = packages.iter().find(|package| package.name == "python").map(|package| package.version.as_str());
+        let minor = version.and_then(|version| version.strip_prefix("3.")?.split('.').next()?.parse().ok());
+        Ok((minor.ok_or_else(|| defect(format!("conda has installed Python {version:?}")))?, packages))
     }
 
     /// Pushes layer, configuration, manifest and what is attached to it, has all that scanned, and pushes the tag last.
@@ -104,7 +152,7 @@ impl Images {
         let name = base.reference.whole();
         let origin = attest::provenance(&subject.digest, hash, &plan.facts, (&name, base.digest()));
         let mut documents = vec![(attest::PROVENANCE, origin)];
-        documents.extend(packages.map(|packages| (attest::SBOM, sbom::list(hash, &packages.lock))));
+        documents.extend(packages.map(|packages| (attest::SBOM, packages.list(hash))));
         attest::attach(&self.registries, &by_digest, &documents).await.map_err(failed)?;
         let scan = self.scan(hash, &by_digest, log).await?;
         self.registries.push_manifest(&to, OCI_IMAGE_MEDIA_TYPE, bytes).await.map_err(failed)?;
@@ -124,13 +172,14 @@ fn config(base: &Base, hash: &EnvironmentHash, packages: Option<&Packages>) -> V
     for (name, value) in labels {
         config["config"]["Labels"][name] = json!(value);
     }
-    let Some(Packages { layer, .. }) = packages else { return config };
+    let Some(Packages { layer, conda, .. }) = packages else { return config };
     let mut variables = variables(&config);
     let path = variables.iter().position(|(name, _)| name == "PATH");
     let path = path.map_or("/usr/local/bin:/usr/bin:/bin".to_owned(), |at| variables.remove(at).1);
-    variables.retain(|(name, _)| name != "VIRTUAL_ENV");
+    variables.retain(|(name, _)| name != "VIRTUAL_ENV" && name != "CONDA_PREFIX");
     variables.push(("PATH".to_owned(), format!("{HOME}/bin:{path}")));
-    variables.push(("VIRTUAL_ENV".to_owned(), HOME.to_owned()));
+    let kind = if conda.is_some() { "CONDA_PREFIX" } else { "VIRTUAL_ENV" };
+    variables.push((kind.to_owned(), HOME.to_owned()));
     config["config"]["Env"] = variables.iter().map(|(name, value)| json!(format!("{name}={value}"))).collect();
     push(&mut config["rootfs"]["diff_ids"], json!(layer.diff_id));
     push(&mut config["history"], json!({ "created": CREATED, "created_by": format!("kaai environment {hash}") }));

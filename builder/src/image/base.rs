@@ -169,11 +169,11 @@ fn choose(found: Vec<(u64, String)>, path: &[String]) -> Pythons {
     pythons
 }
 
-fn remember(file: &Path, pythons: &Pythons) -> io::Result<()> {
+pub(super) fn remember(file: &Path, known: &impl serde::Serialize) -> io::Result<()> {
     let folder = file.parent().map(PathBuf::from).unwrap_or_default();
     std::fs::create_dir_all(&folder)?;
     let temporary = tempfile::NamedTempFile::new_in(folder)?;
-    serde_json::to_writer(&temporary, pythons)?;
+    serde_json::to_writer(&temporary, known)?;
     temporary.persist(file)?;
     Ok(())
 }

@@ -34,14 +34,14 @@ pub(crate) struct Layer {
     pub(crate) diff_id: String,
 }
 
-/// Packs a virtual environment as the layer of an image whose Python is at `interpreter`. Blocks.
+/// Packs an environment as the layer of an image whose Python is at `interpreter`; without one, the environment has its own. Blocks.
 ///
 /// Times, owners and the order of folders leave no trace; rights are those of a file anybody may read.
 ///
 /// # Errors
 ///
 /// Fails when something cannot be read, or the file not be written.
-pub(crate) fn pack(environment: &Path, interpreter: &str, into: &Path) -> io::Result<Layer> {
+pub(crate) fn pack(environment: &Path, interpreter: Option<&str>, into: &Path) -> io::Result<Layer> {
     let file = tempfile::NamedTempFile::new_in(into)?;
     // One pass: the tar is hashed, compressed, and hashed again.
     let compressed = GzEncoder::new(Hashing::new(io::BufWriter::new(file.reopen()?)), Compression::fast());
@@ -82,15 +82,17 @@ enum Entry {
     File(PathBuf, bool),
 }
 
-/// All of a virtual environment by name, with what names its path put right.
-fn entries(environment: &Path, interpreter: &str) -> io::Result<BTreeMap<String, Entry>> {
+/// All of an environment by name, with what names its path put right.
+fn entries(environment: &Path, interpreter: Option<&str>) -> io::Result<BTreeMap<String, Entry>> {
     let mut entries = BTreeMap::new();
     walk(environment, "", &mut entries)?;
-    let home = interpreter.rsplit_once('/').map_or("", |(folder, _)| folder);
-    let text = format!("home = {home}\ninclude-system-site-packages = false\n");
-    entries.insert("pyvenv.cfg".to_owned(), Entry::Text(text.into_bytes(), false));
-    for (name, target) in [("bin/python", interpreter), ("bin/python3", "python")] {
-        entries.insert(name.to_owned(), Entry::Link(target.to_owned()));
+    if let Some(interpreter) = interpreter {
+        let home = interpreter.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let text = format!("home = {home}\ninclude-system-site-packages = false\n");
+        entries.insert("pyvenv.cfg".to_owned(), Entry::Text(text.into_bytes(), false));
+        for (name, target) in [("bin/python", interpreter), ("bin/python3", "python")] {
+            entries.insert(name.to_owned(), Entry::Link(target.to_owned()));
+        }
     }
     let scripts = move_scripts(environment, &mut entries)?;
     put_records_right(&scripts, &mut entries)?;
@@ -288,8 +290,8 @@ mod tests {
         let names = ["a.py", "b.py", "script", "record", "python", "activate"];
         let mut turned = names;
         turned.reverse();
-        let first = pack(&environment(here.path(), &names), "/usr/bin/python3.11", one.path()).unwrap();
-        let second = pack(&environment(there.path(), &turned), "/usr/bin/python3.11", there.path()).unwrap();
+        let first = pack(&environment(here.path(), &names), Some("/usr/bin/python3.11"), one.path()).unwrap();
+        let second = pack(&environment(there.path(), &turned), Some("/usr/bin/python3.11"), there.path()).unwrap();
         assert_eq!((&first.descriptor.digest, &first.diff_id), (&second.descriptor.digest, &second.diff_id));
         let content = fs::read(first.file.path()).unwrap();
         assert_eq!(first.descriptor.size, i64::try_from(content.len()).unwrap());
@@ -300,7 +302,7 @@ mod tests {
     fn what_names_the_environments_path_names_the_one_in_the_image() {
         let folder = tempfile::tempdir().unwrap();
         let root = environment(folder.path(), &["script", "record", "python", "activate", "a.py"]);
-        let all = unpacked(&pack(&root, "/usr/bin/python3.11", folder.path()).unwrap());
+        let all = unpacked(&pack(&root, Some("/usr/bin/python3.11"), folder.path()).unwrap());
         let at = |name: &str| &all[&format!("opt/kaai/environment/{name}")];
         let script = "#!/opt/kaai/environment/bin/python\nprint(1)\n";
         assert_eq!(at("bin/x"), &(0o755, script.to_owned()));
@@ -310,5 +312,15 @@ mod tests {
         let record = format!("../../../bin/x,sha256={hash},{}\nx.py,sha256=kept,3\n", script.len());
         assert_eq!(at("lib/python3.11/site-packages/x-1.dist-info/RECORD").1, record);
         assert!(!all.keys().any(|name| name.contains("activate")), "{all:?}");
+    }
+
+    #[test]
+    fn an_environment_with_a_python_of_its_own_keeps_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = environment(folder.path(), &["script", "python"]);
+        let all = unpacked(&pack(&root, None, folder.path()).unwrap());
+        assert_eq!(all["opt/kaai/environment/bin/python"].1, "/usr/lib/python3.11", "as it was linked");
+        assert!(!all.contains_key("opt/kaai/environment/pyvenv.cfg"), "it is no virtual environment: {all:?}");
+        assert!(all["opt/kaai/environment/bin/x"].1.starts_with("#!/opt/kaai/environment/bin/python"));
     }
 }

@@ -13,6 +13,7 @@ use proto::{failure::Blame, spec::EnvironmentSpec};
 use runtime::{store::Store, testing::skip};
 
 use crate::{
+    conda::{Conda, with_conda},
     ground::{Ground, engine},
     harness::{Pretender, World, environment},
     uv,
@@ -65,6 +66,23 @@ async fn one_of_virtual_environments_does() {
     let folder = tempfile::tempdir().unwrap();
     let (config, store) = config(folder.path(), &[format!("--uv={}", program.display())]);
     let (maker, examples) = (config.venv(&store), examples(uv::any_python));
+    if online(test, &maker, &examples, folder.path()).await {
+        conformance(&maker, examples, folder.path()).await;
+    }
+}
+
+#[tokio::test]
+async fn one_of_conda_packages_does() {
+    let test = "one_of_conda_packages_does";
+    let (Some(program), Some(conda)) = (uv::uv(test), Conda::new(test)) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (config, store) = config(folder.path(), &[format!("--uv={}", program.display())]);
+    let maker = Config { conda: conda.settings(), ..config }.venv(&store);
+    let examples = Examples {
+        good: read(with_conda(&["kaai-arrays=1.0"], &["threadpoolctl==3.6.0"])),
+        other: read(with_conda(&["kaai-arrays=2.0"], &["threadpoolctl==3.6.0"])),
+        impossible: read(with_conda(&["kaai-arrays=1.0"], &["threadpoolctl==0.0.0.1"])),
+    };
     if online(test, &maker, &examples, folder.path()).await {
         conformance(&maker, examples, folder.path()).await;
     }

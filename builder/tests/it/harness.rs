@@ -70,7 +70,7 @@ impl Drop for Running<'_> {
 
 impl Maker for Pretender {
     async fn plan(&self, definition: Definition) -> Result<Planned, Failure> {
-        let plan = Plan::without_images(&definition).map_err(Refused::into_failure)?;
+        let plan = Plan::without_images(&definition, false).map_err(Refused::into_failure)?;
         Ok(Planned { hash: identity::hash_of(&definition), plan })
     }
 

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use builder::config::{ImageArgs, ScanArgs};
+use builder::config::{CondaArgs, ImageArgs, ScanArgs};
 use packager::walk::{Limits, Links};
 use proto::packager::{ProjectOptions, Source};
 use serde_json::json;
@@ -44,6 +44,8 @@ pub struct Args {
     images: ImageArgs,
     #[command(flatten)]
     scan: ScanArgs,
+    #[command(flatten)]
+    conda: CondaArgs,
     /// Deploy this folder once all is up, and ask it what its sample-request.json says
     #[arg(long, value_name = "FOLDER")]
     deploy: Option<PathBuf>,
@@ -69,6 +71,7 @@ pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
         admin: args.admin_address,
         nats_server: args.nats_server.clone(),
         uv: args.uv.clone(),
+        conda: args.conda.read().map_err(|wrong| Ending::usage(wrong, "see `kaai up --help`"))?,
         scale_down_delay: Duration::from_secs(args.scale_down_delay),
         project_limits: args.size.limits(),
         images: args.images.read().map_err(|wrong| Ending::usage(wrong, "see `kaai up --help`"))?,
