@@ -33,7 +33,7 @@ def main() -> int:
     # Some tests start the programs themselves: they must not be older than what is tested.
     if built := subprocess.run(["cargo", "build", "--workspace", "--bins"], cwd=ROOT, env=environment, check=False).returncode:
         return built
-    status, (passed, failed, left_out) = tests([*which], environment)
+    status, (passed, failed, left_out) = tests(which, environment)
     if not sys.argv[1:]:
         more, counts = conda(environment)
         status = status or more
@@ -47,7 +47,7 @@ def main() -> int:
 def conda(environment: dict):
     """The tests of kaai-conda itself, which is built only by whoever wants it."""
     if (build_conda.BIN / build_conda.NAME).exists():
-        return tests([*build_conda.CARGO, "--target-dir", str(build_conda.TARGET)], environment)
+        return tests(build_conda.CARGO, environment)
     reason = "LEFT OUT the tests of kaai-conda: it was not built; run `make conda`"
     return int(environment.get("KAAI_REQUIRE_ALL") == "1"), (0, 0, [reason])
 

@@ -226,6 +226,10 @@ fn failure(status: Option<i32>, said: &[String], file: &str) -> Failure {
             format!("the conda packages of {file} cannot be had together: {why}"),
             format!("change versions or channels in {file}, or move packages that pip has under `pip:`"),
         ),
+        Some(4) if why.contains("invalid peer certificate") => platform(
+            format!("the certificate of a conda channel is not trusted: {why}"),
+            "have the builder trust the authority that signed it (SSL_CERT_FILE), then deploy again",
+        ),
         Some(4) => platform(
             format!("a conda channel cannot be reached: {why}"),
             "mend the network, or set a mirror for the builder (--conda-channel-alias, HTTPS_PROXY), then deploy again",
@@ -267,7 +271,7 @@ mod tests {
         let wanted = Wanted::of(&definition(&["a", "nodefaults", "https://conda.anaconda.org/b/"], &file));
         let expected = [
             "python[version=\"3.11.*\"]",
-            "conda-forge::y[version=\"3.*|>=1,<2\"]",
+            "conda-forge::y[version=\">=1,<2|3.*\"]",
             "numpy[version=\"1.19.*\"]",
             "pip",
             "x[version=\"2.*\",build=\"py311_0\"]",
@@ -304,6 +308,8 @@ mod tests {
         for status in [4, 5, 6] {
             assert_eq!(of(status).blame, Blame::Platform, "{status}");
         }
+        let untrusted = failure(Some(4), &said("x: invalid peer certificate: UnknownIssuer"), "environment.yml");
+        assert!(untrusted.remedy.contains("SSL_CERT_FILE") && !of(4).remedy.contains("SSL_CERT_FILE"));
         assert_eq!(failure(None, &[], "x").cause, "kaai-conda failed: it ended without a word");
     }
 }
