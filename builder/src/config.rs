@@ -31,18 +31,9 @@ pub struct Args {
     /// Folder that the environments lie in
     #[arg(long, env = "KAAI_ENVIRONMENTS", default_value = "/var/lib/kaai/environments", value_name = "FOLDER")]
     pub environments: PathBuf,
-    /// Registries and base images.
-    #[command(flatten)]
-    pub images: ImageArgs,
-    /// The scanner.
-    #[command(flatten)]
-    pub scan: ScanArgs,
     /// The uv program (0.4 or newer)
     #[arg(long, env = "KAAI_UV", default_value = "uv", value_name = "PROGRAM")]
     pub uv: PathBuf,
-    /// Conda packages.
-    #[command(flatten)]
-    pub conda: CondaArgs,
     /// Whether uv may fetch a Python that this machine does not have
     #[arg(long, env = "KAAI_PYTHON_DOWNLOADS", value_enum, default_value = "automatic")]
     pub python_downloads: PythonDownloads,
@@ -61,6 +52,15 @@ pub struct Args {
     /// After how many seconds another builder takes over from one that gives no sign of life
     #[arg(long, env = "KAAI_BUILD_LEASE_SECONDS", default_value_t = 6, value_name = "SECONDS")]
     pub build_lease_seconds: u64,
+    /// Registries and base images.
+    #[command(flatten)]
+    pub images: ImageArgs,
+    /// The scanner.
+    #[command(flatten)]
+    pub scan: ScanArgs,
+    /// Conda packages.
+    #[command(flatten)]
+    pub conda: CondaArgs,
 }
 
 /// Whether uv may fetch a Python.

@@ -40,12 +40,6 @@ pub struct Args {
     scale_down_delay: u64,
     #[command(flatten)]
     size: deploy::SizeArgs,
-    #[command(flatten)]
-    images: ImageArgs,
-    #[command(flatten)]
-    scan: ScanArgs,
-    #[command(flatten)]
-    conda: CondaArgs,
     /// Deploy this folder once all is up, and ask it what its sample-request.json says
     #[arg(long, value_name = "FOLDER")]
     deploy: Option<PathBuf>,
@@ -55,6 +49,12 @@ pub struct Args {
     /// Which logs are written to kaai.log in the state folder
     #[arg(long, default_value = "info", env = "KAAI_LOG")]
     log: String,
+    #[command(flatten)]
+    images: ImageArgs,
+    #[command(flatten)]
+    scan: ScanArgs,
+    #[command(flatten)]
+    conda: CondaArgs,
 }
 
 /// Starts, deploys what was asked for, waits for Ctrl-C, and stops.
