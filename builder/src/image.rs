@@ -25,6 +25,7 @@ use proto::{
     builder::{Image, Lookup, RegistryAsked, RegistryOutcome, RegistryRole, Scan},
     failure::{Failure, Stage},
     id::EnvironmentHash,
+    packager::RegistryLogin,
 };
 use tokio::time::{Instant, timeout};
 
@@ -49,13 +50,13 @@ const PYTHON: &str = "io.kaai.python";
 #[derive(Clone)]
 pub struct Images {
     registries: Registries,
+    access: Access,
     workspace: Repository,
     global: Option<Repository>,
     /// The base image for each minor of Python 3, for environments that name none.
     bases: BTreeMap<u64, String>,
     /// What runs docker steps, where there is one.
     engine: Option<Engine>,
-    logins: Logins,
     /// What images have to pass.
     scanner: Option<Scanner>,
     uv: Uv,
@@ -123,9 +124,16 @@ impl Images {
     /// Fails when the certificate of an authority is none.
     pub(crate) fn new(settings: Settings, uv: Uv, scanner: Option<Scanner>) -> Result<Self, String> {
         let Settings { workspace, global, bases, access, engine, scratch, deadline } = settings;
-        let logins = access.logins.clone();
-        let registries = Registries::new(access)?;
-        Ok(Self { registries, workspace, global, bases, engine, logins, scanner, uv, scratch, deadline })
+        let registries = Registries::new(access.clone())?;
+        Ok(Self { registries, access, workspace, global, bases, engine, scanner, uv, scratch, deadline })
+    }
+
+    /// The same with a user's own login. Nothing of it is shared: a token that was given for it is no one else's.
+    fn with(&self, login: Option<&RegistryLogin>) -> Result<Self, Failure> {
+        let Some(login) = login else { return Ok(self.clone()) };
+        let access = Access { logins: self.access.logins.with(login), ..self.access.clone() };
+        let registries = Registries::new(access.clone()).map_err(defect)?;
+        Ok(Self { registries, access, ..self.clone() })
     }
 
     /// The image that an environment stands on, by its digest of now.
@@ -166,7 +174,7 @@ impl Images {
         let image = self.workspace.ground(&steps::name(dockerfile));
         let known = self.registries.digest(&image).await.map_err(failed)?;
         if known.is_none() {
-            engine.build(dockerfile, &image, &self.logins, log).await?;
+            engine.build(dockerfile, &image, &self.access.logins, log).await?;
         }
         let digest = match known {
             Some(digest) => Some(digest),
@@ -291,15 +299,16 @@ impl Images {
 }
 
 impl Maker for Images {
-    async fn plan(&self, mut definition: Definition) -> Result<Planned, Failure> {
+    async fn plan(&self, mut definition: Definition, login: Option<RegistryLogin>) -> Result<Planned, Failure> {
+        let this = self.with(login.as_ref())?;
         let mut plan = Plan::on_image(&definition, self.engine.is_some()).map_err(Refused::into_failure)?;
         // Digests count, not names: two names of one image are one, and a name that moved on is another.
         let base = if definition.dockerfile.is_empty() {
-            let base = self.resolve(&self.base_of(&definition, &plan)?).await?;
+            let base = this.resolve(&self.base_of(&definition, &plan)?).await?;
             definition.base_image = Some(base.whole());
             base.whole()
         } else {
-            self.pin(&mut definition).await?;
+            this.pin(&mut definition).await?;
             definition.base_image = None;
             String::new()
         };
@@ -307,12 +316,14 @@ impl Maker for Images {
             plan.dockerfile = Some(steps::text(&base, &definition, engine.has_certificates()));
         }
         plan.base = Some(base);
+        plan.login = login;
         plan.facts = identity::facts_of(&definition);
         Ok(Planned { hash: identity::hash_of(&definition), plan })
     }
 
     async fn make(&self, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Made, Failure> {
-        timeout(self.deadline, self.assemble(hash, plan, log)).await.unwrap_or_else(|_| Err(too_long(self.deadline)))
+        let this = self.with(plan.login.as_ref())?;
+        timeout(self.deadline, this.assemble(hash, plan, log)).await.unwrap_or_else(|_| Err(too_long(self.deadline)))
     }
 
     async fn is_there(&self, made: &Made) -> Result<bool, Failure> {

@@ -17,6 +17,8 @@ struct Rights {
     answers: &'static [&'static str],
     /// Buckets it writes.
     owns: &'static [&'static str],
+    /// Entries of others' buckets that it writes: bucket and key.
+    writes: &'static [&'static str],
     /// Buckets it reads.
     reads: &'static [&'static str],
     /// Whether it reads and writes pieces of uploads.
@@ -24,7 +26,7 @@ struct Rights {
 }
 
 const NOTHING: Rights =
-    Rights { says: &[], hears: &[], works: false, answers: &[], owns: &[], reads: &[], uploads: false };
+    Rights { says: &[], hears: &[], works: false, answers: &[], owns: &[], writes: &[], reads: &[], uploads: false };
 
 fn rights(user: &str) -> Rights {
     match user {
@@ -42,6 +44,8 @@ fn rights(user: &str) -> Rights {
             works: true,
             answers: &["get-build-log", "forget-failure", "get-scan-report"],
             owns: &["kaai_environments"],
+            writes: &["kaai_facts.builder.public-key"],
+            reads: &["kaai_facts"],
             ..NOTHING
         },
         "deployer" => Rights {
@@ -132,6 +136,7 @@ pub fn subjects(user: &str) -> (Vec<String>, Vec<String>) {
         publish.extend(reading(&format!("KV_{bucket}")));
     }
     publish.extend(rights.owns.iter().map(|bucket| format!("$KV.{bucket}.>")));
+    publish.extend(rights.writes.iter().map(|entry| format!("$KV.{entry}")));
     if rights.uploads {
         let stream = "OBJ_kaai_uploads";
         publish.extend(["INFO", "CREATE", "PURGE"].map(|verb| format!("$JS.API.STREAM.{verb}.{stream}")));

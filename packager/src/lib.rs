@@ -22,7 +22,6 @@ mod metrics;
 mod pattern;
 pub mod project;
 mod registry;
-pub mod seal;
 mod service;
 mod source;
 mod trouble;

@@ -168,7 +168,7 @@ pub struct RegenerateKey {
     pub which: WhichKey,
     /// The new keys, encrypted to the deployer, when the user brings his own; only the one named counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sealed_keys: Option<crate::packager::SealedKeys>,
+    pub sealed_keys: Option<crate::packager::Sealed>,
 }
 
 impl Query for RegenerateKey {

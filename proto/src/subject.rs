@@ -35,6 +35,9 @@ pub const FACTS: &str = "kaai_facts";
 /// The entry of [`FACTS`] that holds the public key which keys of services are encrypted to.
 pub const DEPLOYER_KEY: &str = "deployer.public-key";
 
+/// The entry of [`FACTS`] that holds the public key which logins at registries are encrypted to.
+pub const BUILDER_KEY: &str = "builder.public-key";
+
 /// Pieces of archives on their way to the packager, in the bus's object store.
 pub const UPLOADS: &str = "kaai_uploads";
 

@@ -10,6 +10,7 @@ pub mod bus;
 pub mod clock;
 pub mod config;
 pub mod pieces;
+pub mod sealing;
 pub mod shutdown;
 pub mod store;
 pub mod streams;

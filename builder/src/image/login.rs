@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt, path::Path};
 
 use data_encoding::BASE64;
 use oci_distribution::secrets::RegistryAuth;
+use proto::packager::RegistryLogin;
 use serde::Deserialize;
 
 /// Logins by host. They are never shown.
@@ -53,6 +54,15 @@ impl Logins {
             logins.insert(host_of(&host).to_owned(), login);
         }
         Ok(Self(logins))
+    }
+
+    /// The same with another login, unless there is one at that host already: the place's own counts more.
+    pub(crate) fn with(&self, login: &RegistryLogin) -> Self {
+        let mut logins = self.clone();
+        let RegistryLogin { host, username, password } = login;
+        let own = logins.0.entry(host_of(host).to_owned());
+        own.or_insert_with(|| RegistryAuth::Basic(username.clone(), password.clone()));
+        logins
     }
 
     /// The login at a host; anonymous where there is none.

@@ -85,7 +85,9 @@ impl Error {
     pub(crate) fn into_failure(self) -> Failure {
         let remedy = match &self {
             Self::Missing(_) => "check the name; builder and registry have to know the same images",
-            Self::Refused { .. } => "give the builder a login that may do that (--registry-login)",
+            Self::Refused { .. } => {
+                "give the builder a login that may do that (--registry-login), or the project one for its base image (baseImageRegistry)"
+            }
             Self::Damaged { .. } => "push the image again, or have the registry's storage checked",
             Self::Unavailable { .. } => {
                 "see whether the registry runs and can be reached from the builder, then deploy again"

@@ -41,7 +41,7 @@ fn config(folder: &Path, more: &[String]) -> (Config, Store) {
 
 /// Whether this machine has an index that packages can be had from.
 async fn online<M: Maker>(test: &str, maker: &M, examples: &Examples, folder: &Path) -> bool {
-    let planned = maker.plan(examples.impossible.clone()).await.unwrap();
+    let planned = maker.plan(examples.impossible.clone(), None).await.unwrap();
     let log = builder::build_log::BuildLog::new(folder.join("probe"));
     let failure = maker.make(&planned.hash, &planned.plan, &log).await.unwrap_err();
     let offline = failure.blame == Blame::Platform && failure.cause.contains("cannot be reached");
