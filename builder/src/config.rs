@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::ValueEnum;
-use runtime::config::CommonArgs;
+use runtime::config::{CommonArgs, StoreArgs};
 
 pub use self::images::{ImageArgs, ImageSettings};
 use crate::{image::Images, uv::Uv, venv::Venv};
@@ -21,6 +21,9 @@ pub struct Args {
     /// Settings that every component has.
     #[command(flatten)]
     pub common: CommonArgs,
+    /// Where archives, models and logs lie.
+    #[command(flatten)]
+    pub store: StoreArgs,
     /// Folder that the environments lie in
     #[arg(long, env = "KAAI_ENVIRONMENTS", default_value = "/var/lib/kaai/environments", value_name = "FOLDER")]
     pub environments: PathBuf,
