@@ -24,6 +24,8 @@ def main() -> int:
     which = sys.argv[1:] or ["--workspace"]
     # Tests of images stand on it; where it cannot be made they say that they are left out.
     subprocess.run([sys.executable, str(ROOT / "tools" / "base_image.py")], check=False)
+    # The same holds for the servers of object stores.
+    subprocess.run([sys.executable, str(ROOT / "tools" / "stores.py")], check=False)
     # Some tests start the programs themselves: they must not be older than what is tested.
     if built := subprocess.run(["cargo", "build", "--workspace", "--bins"], cwd=ROOT, env=environment, check=False).returncode:
         return built

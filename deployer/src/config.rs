@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
-use runtime::config::CommonArgs;
+use runtime::config::{CommonArgs, StoreArgs};
 
 use crate::{docker, process};
 
@@ -17,6 +17,9 @@ pub struct Args {
     /// Settings of every component.
     #[command(flatten)]
     pub common: CommonArgs,
+    /// Where archives, models and logs lie.
+    #[command(flatten)]
+    pub store: StoreArgs,
     /// Folder for replicas, their logs, fetched archives and this deployer's own key; one deployer uses it at a time
     #[arg(long, env = "KAAI_DEPLOYER_STATE", default_value = "/var/lib/kaai/deployer")]
     pub state: PathBuf,

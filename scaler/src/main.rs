@@ -5,7 +5,7 @@ use clap::Parser;
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = scaler::Args::parse();
-    let rt = runtime::start("scaler", &args.common).await?;
+    let rt = runtime::start("scaler", &args.common, None).await?;
     scaler::run(args.try_into()?, rt.clone()).await?;
     rt.finish().await
 }
