@@ -28,6 +28,9 @@ pub struct CommonArgs {
     /// Address for /live, /ready and /metrics
     #[arg(long, env = "KAAI_ADMIN_ADDRESS", default_value = "127.0.0.1:0")]
     pub admin_address: SocketAddr,
+    /// Ask the component at the admin address whether it is ready, and end: with 0 if it is (for health checks)
+    #[arg(long)]
+    pub is_ready: bool,
     /// Name of this instance among others of the same component [default: a new one at each start]
     #[arg(long, env = "KAAI_INSTANCE")]
     pub instance: Option<InstanceId>,
