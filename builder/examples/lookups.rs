@@ -35,7 +35,7 @@ async fn main() {
     let hashes: Vec<EnvironmentHash> = std::io::stdin().lines().map(|line| line.unwrap().parse().unwrap()).collect();
     let folder = tempfile::tempdir().unwrap();
     let settings = ["lookups".to_owned(), format!("--registry={}", look.registry)];
-    let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+    let store = Store::open(folder.path()).unwrap();
     let maker = Config::try_from(Args::parse_from(settings)).unwrap().images(&store).unwrap().unwrap();
     // What is looked for is known by its hash alone.
     let plan = Plan::without_images(&Definition::read(&EnvironmentSpec::default()).unwrap()).unwrap();

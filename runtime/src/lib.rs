@@ -9,6 +9,7 @@ pub mod backoff;
 pub mod bus;
 pub mod clock;
 pub mod config;
+pub mod logins;
 pub mod pieces;
 pub mod sealing;
 pub mod shutdown;

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod registry;
+mod small_disk;
 mod stores;
 
 use std::{
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::{
     conformance::conformance,
     registry::{Registry, base_image},
+    small_disk::SmallDisk,
     stores::ObjectServer,
 };
 use crate::{

@@ -4,7 +4,6 @@
 pub mod http;
 pub mod project;
 pub mod readme;
-pub mod small_disk;
 
 use std::{
     io::{BufRead, BufReader},

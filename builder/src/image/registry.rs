@@ -143,7 +143,13 @@ impl Registries {
             Client::try_from(config).map_err(|error| error.to_string())
         };
         let (encrypted, plain) = (client(ClientProtocol::Https)?, client(ClientProtocol::Http)?);
-        Ok(Self { encrypted, plain, insecure: access.insecure, logins: access.logins, turns: Arc::new(Semaphore::new(AT_A_TIME)) })
+        Ok(Self {
+            encrypted,
+            plain,
+            insecure: access.insecure,
+            logins: access.logins,
+            turns: Arc::new(Semaphore::new(AT_A_TIME)),
+        })
     }
 
     fn client(&self, image: &Reference) -> &Client {

@@ -35,7 +35,7 @@ fn config(folder: &Path, more: &[String]) -> (Config, Store) {
     let mut words =
         vec!["kaai-builder".to_owned(), format!("--environments={}", folder.join("environments").display())];
     words.extend(more.iter().cloned());
-    let store = Store::open(folder.join("store").to_str().unwrap()).unwrap();
+    let store = Store::open(folder.join("store").as_path()).unwrap();
     (Config::try_from(Args::parse_from(words)).unwrap(), store)
 }
 

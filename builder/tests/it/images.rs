@@ -8,7 +8,7 @@ use proto::{
     packager::RegistryLogin,
     spec::EnvironmentSpec,
 };
-use runtime::testing::Registry;
+use runtime::testing::{Registry, SmallDisk};
 
 use crate::{
     front::{Fault, Front},
@@ -235,6 +235,22 @@ async fn a_login_is_used_where_there_is_one_and_asked_for_where_there_is_none() 
     assert_eq!(reference(&built).registry(), ground.registry.address());
     let failure = place.ask(managed()).await.unwrap_err();
     assert!(failure.cause.contains("refuses access"), "a login of one is no login of another: {failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_said_in_words_and_is_no_fault_of_the_project() {
+    let test = "a_full_disk_is_said_in_words_and_is_no_fault_of_the_project";
+    let Some(ground) = Ground::new(test).await else { return };
+    let mut place = Place::new(&ground.uv, &ground.registry.address(), &[]).await;
+    // An environment has some 60 MB, the base image's list of files less than one.
+    let images = place.scene.nats.folder().join("environments/images");
+    let Some(_small) = SmallDisk::mount(test, images, 8 << 10) else { return };
+    let failure = place.ask(environment(&["joblib==1.5.2"])).await.unwrap_err();
+    if offline(test, &failure) {
+        return;
+    }
+    assert_eq!(failure.blame, Blame::Platform, "{failure:?}");
+    assert!(failure.cause.contains("no space is left"), "{failure:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
