@@ -1,6 +1,11 @@
 //! What a replica as a process gets, and what becomes of it.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use deployer::{
     backend::{Backend, Ended, LogWanted, Observed, Status},

@@ -1,6 +1,9 @@
 //! A packager whose disks are full says so, says where, and blames nobody's project.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use packager::upload::{piece_count, piece_length, piece_name};
 use proto::{
