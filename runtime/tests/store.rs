@@ -87,6 +87,20 @@ async fn what_is_wrong_with_a_container_or_its_login_is_told_apart() {
     assert!(wrong.contains("does not let these credentials in") && !wrong.contains("aHVzaA"), "{wrong}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_of_an_own_authority_is_trusted_only_where_that_is_named() {
+    let Some(server) = ObjectServer::azure_with_tls().await else {
+        let test = "a_certificate_of_an_own_authority_is_trusted_only_where_that_is_named";
+        return skip(test, "there is no openssl, or no Azurite: run python3 tools/stores.py");
+    };
+    let wrong = refused(server.settings("p")).await;
+    assert!(wrong.contains("its certificate is not trusted") && wrong.contains("--store-ca"), "{wrong}");
+    let store = Store::open(StoreSettings { ca: server.authority(), ..server.settings("p") }).unwrap();
+    store.check().await.unwrap();
+    store.put_bytes("archives/a", "over TLS").await.unwrap();
+    assert_eq!(store.read("archives/a").await.unwrap(), "over TLS");
+}
+
 #[tokio::test]
 async fn a_bucket_of_google_needs_a_key_of_google() {
     let settings = StoreSettings::from("gs://bucket/prefix".parse::<Address>().unwrap());
