@@ -25,6 +25,7 @@ use crate::{
     project::{self, Project, given, models::NamedModel},
     registry::Registry,
     seal,
+    shelf::Shelf,
     source::{Checkout, Means, checkout, fetch_archive},
     trouble::{TOO_BIG, io, packed, walked},
     upload::{Contents, contents},
@@ -41,6 +42,7 @@ const DEPLOYER: Duration = Duration::from_secs(30);
 pub(crate) struct Parts {
     pub(crate) rt: Runtime,
     pub(crate) registry: Registry,
+    pub(crate) shelf: Shelf,
     pub(crate) facts: Bucket<String>,
     pub(crate) limits: Limits,
     pub(crate) folders: Vec<PathBuf>,
@@ -125,7 +127,8 @@ impl Job<'_> {
     /// The sender has read and packed the project already: what it sent is the archive.
     async fn as_sent(&self, spec: ServiceSpec, digest: &Digest) -> Result<Done, Error> {
         let temporary = TempDir::new_in(self.parts.work.path()).map_err(|error| io(self.parts.work.path(), &error))?;
-        let zip = fetch_archive(digest, &self.parts.rt.store, temporary.path()).await?;
+        self.parts.shelf.hold(digest).await?;
+        let zip = fetch_archive(digest, &self.parts.shelf.store, temporary.path()).await?;
         let size = std::fs::metadata(&zip).map_err(|error| io(&zip, &error))?.len();
         let script = spec.entry_script.clone();
         let found = blocking(move || contents(&zip, &script)).await?;
@@ -222,14 +225,13 @@ impl Job<'_> {
     }
 
     async fn store(&self, archive: &Archive, zip: &Path) -> Result<(), Error> {
-        let (store, metrics) = (&self.parts.rt.store, &self.parts.metrics);
-        let key = archive_key(&archive.digest);
+        let (shelf, metrics) = (&self.parts.shelf, &self.parts.metrics);
         // The name is the content's: what is there with that length is what would be written.
-        if store.size(&key).await? == Some(archive.size) {
+        if shelf.has(&archive.digest, archive.size).await? {
             metrics.present.inc();
             return Ok(());
         }
-        store.put_file(&key, zip).await?;
+        shelf.store.put_file(&archive_key(&archive.digest), zip).await?;
         metrics.stored.inc();
         Ok(())
     }
