@@ -21,21 +21,33 @@ struct Rights {
     writes: &'static [&'static str],
     /// Buckets it reads.
     reads: &'static [&'static str],
+    /// Whether it reads the stream of events as a history.
+    history: bool,
     /// Whether it reads and writes pieces of uploads.
     uploads: bool,
 }
 
-const NOTHING: Rights =
-    Rights { says: &[], hears: &[], works: false, answers: &[], owns: &[], writes: &[], reads: &[], uploads: false };
+const NOTHING: Rights = Rights {
+    says: &[],
+    hears: &[],
+    works: false,
+    answers: &[],
+    owns: &[],
+    writes: &[],
+    reads: &[],
+    history: false,
+    uploads: false,
+};
 
 fn rights(user: &str) -> Rights {
     match user {
         "packager" => Rights {
             says: &["project.packaged", "deployment.failed", "deployment.progressed"],
             works: true,
-            answers: &["upload-ticket", "upload-done", "register-model", "list-models"],
-            owns: &["kaai_models"],
-            reads: &["kaai_facts"],
+            answers: &["upload-ticket", "upload-done", "register-model", "list-models", "prune"],
+            owns: &["kaai_models", "kaai_archives"],
+            reads: &["kaai_facts", "kaai_services"],
+            history: true,
             uploads: true,
             ..NOTHING
         },
@@ -68,6 +80,7 @@ fn rights(user: &str) -> Rights {
             says: &["deployment.requested", "deployment.delete", "scale.requested"],
             hears: &["deployment.progressed", "service.utilization"],
             reads: &["kaai_services", "kaai_facts"],
+            history: true,
             uploads: true,
             ..NOTHING
         },
@@ -143,11 +156,12 @@ pub fn subjects(user: &str) -> (Vec<String>, Vec<String>) {
         publish.extend(reading(stream));
         publish.push("$O.kaai_uploads.>".to_owned());
     }
+    if rights.history {
+        publish.extend(reading("KAAI_EVENTS"));
+    }
     if user == "cli" {
         publish.push("kaai.v1.*.query.*".to_owned());
-        for stream in ["KAAI_EVENTS", "KAAI_DEAD_LETTERS"] {
-            publish.extend(reading(stream));
-        }
+        publish.extend(reading("KAAI_DEAD_LETTERS"));
         publish.push("$JS.API.STREAM.MSG.DELETE.KAAI_DEAD_LETTERS".to_owned());
     }
     (publish, subscribe)

@@ -26,6 +26,7 @@ use crate::{
     metrics::Metrics,
     project::{self, Project, given, models::NamedModel},
     registry::Registry,
+    shelf::Shelf,
     source::{Checkout, Means, checkout, fetch_archive},
     trouble::{TOO_BIG, io, packed, walked},
     upload::{Contents, contents},
@@ -49,6 +50,7 @@ struct Secrets {
 pub(crate) struct Parts {
     pub(crate) rt: Runtime,
     pub(crate) registry: Registry,
+    pub(crate) shelf: Shelf,
     pub(crate) facts: Bucket<String>,
     pub(crate) limits: Limits,
     pub(crate) folders: Vec<PathBuf>,
@@ -134,7 +136,8 @@ impl Job<'_> {
     /// The sender has read and packed the project already: what it sent is the archive.
     async fn as_sent(&self, spec: ServiceSpec, digest: &Digest) -> Result<Done, Error> {
         let temporary = TempDir::new_in(self.parts.work.path()).map_err(|error| io(self.parts.work.path(), &error))?;
-        let zip = fetch_archive(digest, &self.parts.rt.store, temporary.path()).await?;
+        self.parts.shelf.hold(digest).await?;
+        let zip = fetch_archive(digest, &self.parts.shelf.store, temporary.path()).await?;
         let size = std::fs::metadata(&zip).map_err(|error| io(&zip, &error))?.len();
         let script = spec.entry_script.clone();
         let found = blocking(move || contents(&zip, &script)).await?;
@@ -229,14 +232,13 @@ impl Job<'_> {
     }
 
     async fn store(&self, archive: &Archive, zip: &Path) -> Result<(), Error> {
-        let (store, metrics) = (&self.parts.rt.store, &self.parts.metrics);
-        let key = archive_key(&archive.digest);
+        let (shelf, metrics) = (&self.parts.shelf, &self.parts.metrics);
         // The name is the content's: what is there with that length is what would be written.
-        if store.size(&key).await? == Some(archive.size) {
+        if shelf.has(&archive.digest, archive.size).await? {
             metrics.present.inc();
             return Ok(());
         }
-        store.put_file(&key, zip).await?;
+        shelf.store.put_file(&archive_key(&archive.digest), zip).await?;
         metrics.stored.inc();
         Ok(())
     }

@@ -191,3 +191,21 @@ pub struct ModelVersion {
     /// When it was registered (RFC 3339, UTC).
     pub created: String,
 }
+
+/// Who counts on an archive: one entry of the archives bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum ArchiveLease {
+    /// Somebody was told that it is there, or that its pieces may come: until then it is not deleted.
+    #[serde(rename_all = "camelCase")]
+    InUse {
+        /// Until when (Unix milliseconds).
+        until_ms: u64,
+    },
+    /// It is being deleted: until then nobody is told that it is there.
+    #[serde(rename_all = "camelCase")]
+    Going {
+        /// Until when (Unix milliseconds); later, whoever deleted it has died.
+        until_ms: u64,
+    },
+}

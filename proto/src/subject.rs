@@ -23,6 +23,9 @@ pub const ROUTES: &str = "kaai_routes";
 /// Registered models, by [`model_key`]; owned by the packager.
 pub const MODELS: &str = "kaai_models";
 
+/// Who counts on an archive, and which are about to be deleted, by the digits of their digests; owned by the packager.
+pub const ARCHIVES: &str = "kaai_archives";
+
 /// What is known of environments, by hash; owned by the builder.
 pub const ENVIRONMENTS: &str = "kaai_environments";
 

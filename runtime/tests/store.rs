@@ -12,7 +12,7 @@ use std::{
 
 use runtime::{
     config::StoreSettings,
-    store::{Address, Error, Store},
+    store::{Error, Store},
     testing::{ObjectServer, conformance, skip},
 };
 use tokio::{
@@ -87,11 +87,28 @@ async fn what_is_wrong_with_a_container_or_its_login_is_told_apart() {
     assert!(wrong.contains("does not let these credentials in") && !wrong.contains("aHVzaA"), "{wrong}");
 }
 
-#[tokio::test]
-async fn a_bucket_of_google_needs_a_key_of_google() {
-    let settings = StoreSettings::from("gs://bucket/prefix".parse::<Address>().unwrap());
-    // Whether this machine has credentials of its own is not this test's business: opening asks nobody.
-    assert!(Store::open(settings).is_ok());
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_of_an_own_authority_is_trusted_only_where_that_is_named() {
+    let Some(server) = ObjectServer::azure_with_tls().await else {
+        let test = "a_certificate_of_an_own_authority_is_trusted_only_where_that_is_named";
+        return skip(test, "there is no openssl, or no Azurite: run python3 tools/stores.py");
+    };
+    let wrong = refused(server.settings("p")).await;
+    assert!(wrong.contains("its certificate is not trusted") && wrong.contains("--store-ca"), "{wrong}");
+    let store = Store::open(StoreSettings { ca: server.authority(), ..server.settings("p") }).unwrap();
+    store.check().await.unwrap();
+    store.put_bytes("archives/a", "over TLS").await.unwrap();
+    assert_eq!(store.read("archives/a").await.unwrap(), "over TLS");
+}
+
+#[test]
+fn a_key_of_google_is_read_when_the_store_is_opened_and_not_repeated() {
+    let settings =
+        settings("gs://bucket/prefix", r#"{"client_email": "me", "private_key": "hush", "private_key_id": "1"}"#);
+    let Err(error) = Store::open(settings) else { panic!("hush is no key") };
+    let error = error.to_string();
+    assert!(error.starts_with("the object store gs://bucket/prefix cannot be used: "), "{error}");
+    assert!(!error.contains("hush"), "{error}");
 }
 
 /// How a server fails.
@@ -108,9 +125,8 @@ enum Fault {
 /// A server that fails for the first `times` requests and then has an empty bucket; counts requests.
 async fn failing(fault: Fault, times: usize) -> (StoreSettings, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut settings = StoreSettings::from("s3://bucket".parse::<Address>().unwrap());
+    let mut settings = s3();
     settings.endpoint = Some(format!("http://{}", listener.local_addr().unwrap()).parse().unwrap());
-    settings.credentials = Some(login());
     settings.patience = Duration::from_millis(200);
     let count = Arc::new(AtomicUsize::new(0));
     let counted = count.clone();
@@ -135,7 +151,8 @@ async fn failing(fault: Fault, times: usize) -> (StoreSettings, Arc<AtomicUsize>
     (settings, count)
 }
 
-fn login() -> runtime::config::Credentials {
+/// The settings of a component that is given an address and a file of credentials.
+fn settings(address: &str, credentials: &str) -> StoreSettings {
     use clap::Parser;
     #[derive(Parser)]
     struct Program {
@@ -144,9 +161,13 @@ fn login() -> runtime::config::Credentials {
     }
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("credentials");
-    std::fs::write(&file, "aws_access_key_id=me\naws_secret_access_key=hush\n").unwrap();
-    let args = ["program", "--store", "s3://bucket", "--store-credentials", file.to_str().unwrap()];
-    Program::parse_from(args).store.settings().unwrap().credentials.unwrap()
+    std::fs::write(&file, credentials).unwrap();
+    let args = ["program", "--store", address, "--store-credentials", file.to_str().unwrap()];
+    Program::parse_from(args).store.settings().unwrap()
+}
+
+fn s3() -> StoreSettings {
+    settings("s3://bucket", "aws_access_key_id=me\naws_secret_access_key=hush\n")
 }
 
 #[tokio::test]
@@ -188,16 +209,15 @@ async fn a_part_that_cannot_be_sent_fails_the_upload() {
 
 #[tokio::test]
 async fn nobody_at_the_address_is_told_in_words() {
-    let mut settings = StoreSettings::from("s3://bucket".parse::<Address>().unwrap());
+    let mut settings = s3();
     settings.endpoint = Some(format!("http://127.0.0.1:{}", runtime::testing::free_port()).parse().unwrap());
-    settings.credentials = Some(login());
     let wrong = refused(settings).await;
     assert!(wrong.contains("it is not reachable (") && wrong.contains("efused"), "{wrong}");
 }
 
 #[tokio::test]
 async fn a_certificate_file_that_holds_none_is_refused() {
-    let mut settings = StoreSettings::from("s3://bucket".parse::<Address>().unwrap());
+    let mut settings = s3();
     settings.ca = Some(b"no certificate".to_vec());
     let Err(error) = Store::open(settings) else { panic!() };
     assert!(error.to_string().contains("--store-ca"), "{error}");

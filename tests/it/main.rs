@@ -9,6 +9,7 @@ mod failures;
 mod house;
 mod life;
 mod permissions;
+mod prune;
 mod readme;
 mod rollouts;
 mod samples;

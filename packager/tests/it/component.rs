@@ -30,7 +30,7 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_on(Nats::start().await).await
     }
 

@@ -33,6 +33,7 @@ pub struct ObjectServer {
     child: Child,
     folder: TempDir,
     cloud: Cloud,
+    tls: bool,
     port: u16,
 }
 
@@ -61,7 +62,7 @@ impl ObjectServer {
             command.arg(format!("-{part}.port={}", free_port())).arg(format!("-{part}.port.grpc={}", free_port()));
         }
         command.arg(format!("-s3.port.grpc={}", free_port()));
-        Some(Self::run(command, folder, Cloud::S3, port).await)
+        Some(Self::run(command, folder, Cloud::S3, false, port).await)
     }
 
     /// Starts Azurite and waits until it has the container; `None` where there is none, or no Node.js to run it.
@@ -70,21 +71,65 @@ impl ObjectServer {
     ///
     /// When it is not up in time.
     pub async fn azure() -> Option<Self> {
-        let (node, azurite) = (program("node")?, azurite()?);
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        Self::azurite(folder, None).await
+    }
+
+    /// The same behind TLS, with a certificate that only [`ObjectServer::authority`] vouches for; `None` without `openssl`, too.
+    ///
+    /// # Panics
+    ///
+    /// When it is not up in time.
+    pub async fn azure_with_tls() -> Option<Self> {
+        let openssl = program("openssl")?;
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let [certificate, key] = ["tls.pem", "tls.key"].map(|name| folder.path().join(name));
+        let mut command = Command::new(openssl);
+        command.args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+        ]);
+        command.args(["-subj", "/CN=kaai test", "-addext", "subjectAltName=IP:127.0.0.1"]);
+        command
+            .args(["-addext", "basicConstraints=critical,CA:FALSE", "-out"])
+            .arg(&certificate)
+            .arg("-keyout")
+            .arg(&key);
+        let made = command.stdin(Stdio::null()).output().expect("openssl can be started");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        Self::azurite(folder, Some([certificate, key])).await
+    }
+
+    /// The certificate (PEM) that a server with TLS is known by.
+    pub fn authority(&self) -> Option<Vec<u8>> {
+        self.tls.then(|| fs::read(self.folder.path().join("tls.pem")).expect("the certificate was made"))
+    }
+
+    async fn azurite(folder: TempDir, tls: Option<[PathBuf; 2]>) -> Option<Self> {
+        let (node, azurite) = (program("node")?, azurite()?);
         let port = free_port();
         let mut command = Command::new(node);
         command.arg(azurite).args(["--blobHost", "127.0.0.1", "--blobPort", &port.to_string(), "--location"]);
         command.arg(folder.path().join("data")).args(["--skipApiVersionCheck", "--disableTelemetry", "--silent"]);
-        Some(Self::run(command, folder, Cloud::Azure, port).await)
+        if let Some([certificate, key]) = &tls {
+            command.arg("--cert").arg(certificate).arg("--key").arg(key);
+        }
+        Some(Self::run(command, folder, Cloud::Azure, tls.is_some(), port).await)
     }
 
-    async fn run(mut command: Command, folder: TempDir, cloud: Cloud, port: u16) -> Self {
+    async fn run(mut command: Command, folder: TempDir, cloud: Cloud, tls: bool, port: u16) -> Self {
         let log = fs::File::create(folder.path().join("log")).expect("a file can be made");
         let errors = log.try_clone().expect("a file can be opened twice");
         command.current_dir(folder.path()).stdin(Stdio::null()).stdout(log).stderr(errors);
         let child = command.spawn().expect("the server can be started");
-        let server = Self { child, folder, cloud, port };
+        let server = Self { child, folder, cloud, tls, port };
         until("the server of the object store has the bucket", UP, async || server.make_bucket("kaai").await).await;
         server
     }
@@ -92,7 +137,11 @@ impl ObjectServer {
     /// Makes a bucket; `None` when the server is not there yet.
     async fn make_bucket(&self, name: &str) -> Option<()> {
         tls::install();
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(5)).build().ok()?;
+        let mut http = reqwest::Client::builder().timeout(Duration::from_secs(5));
+        if let Some(pem) = self.authority() {
+            http = http.add_root_certificate(reqwest::Certificate::from_pem(&pem).ok()?);
+        }
+        let http = http.build().ok()?;
         let request = match self.cloud {
             Cloud::Azure => {
                 let address = format!("{}/{name}?restype=container", self.endpoint());
@@ -120,9 +169,10 @@ impl ObjectServer {
 
     /// Where it listens.
     pub fn endpoint(&self) -> String {
+        let scheme = if self.tls { "https" } else { "http" };
         match self.cloud {
-            Cloud::Azure => format!("http://127.0.0.1:{}/{ACCOUNT}", self.port),
-            _ => format!("http://127.0.0.1:{}", self.port),
+            Cloud::Azure => format!("{scheme}://127.0.0.1:{}/{ACCOUNT}", self.port),
+            _ => format!("{scheme}://127.0.0.1:{}", self.port),
         }
     }
 
