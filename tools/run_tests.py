@@ -22,10 +22,9 @@ def main() -> int:
     if sys.stdout.isatty():
         environment.setdefault("CARGO_TERM_COLOR", "always")
     which = sys.argv[1:] or ["--workspace"]
-    # Tests of images stand on it; where it cannot be made they say that they are left out.
-    subprocess.run([sys.executable, str(ROOT / "tools" / "base_image.py")], check=False)
-    # The same holds for the servers of object stores.
-    subprocess.run([sys.executable, str(ROOT / "tools" / "stores.py")], check=False)
+    # Tests of images, of the compose stack and of object stores stand on them; where they cannot be had the tests say that they are left out.
+    for tool in ("base_image.py", "compose.py", "stores.py"):
+        subprocess.run([sys.executable, str(ROOT / "tools" / tool)], check=False)
     # Some tests start the programs themselves: they must not be older than what is tested.
     if built := subprocess.run(["cargo", "build", "--workspace", "--bins"], cwd=ROOT, env=environment, check=False).returncode:
         return built

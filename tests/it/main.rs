@@ -4,6 +4,7 @@
 mod by_hand;
 mod command_line;
 mod components;
+mod compose;
 mod examples;
 mod failures;
 mod house;

@@ -4,6 +4,7 @@
 pub mod http;
 pub mod project;
 pub mod readme;
+pub mod stack;
 
 use std::{
     io::{BufRead, BufReader},
