@@ -20,6 +20,9 @@ use crate::{Ran, binary, root};
 const WGET: &str =
     "#!/usr/bin/python3 -I\nimport sys, urllib.request\nurllib.request.urlopen(sys.argv[-1], timeout=5)\n";
 
+/// The label of what is built here.
+const MARK: &str = "io.kaai.test.stack";
+
 /// A version of Compose.
 #[derive(Clone)]
 pub struct Compose(Vec<PathBuf>);
@@ -157,7 +160,9 @@ impl Stack {
         let name = format!("{}/python:3.11", self.name);
         let change = "ENV PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8";
         let layer = blob(&manifest["layers"][0]["digest"]).display().to_string();
-        docker(&["import", "--change", change, &layer, &name]).good();
+        // All that is built on it has the label too, by which it is found when it has lost its name to another build.
+        let label = format!("LABEL {MARK}={}", self.name);
+        docker(&["import", "--change", change, "--change", &label, &layer, &name]).good();
         name
     }
 
@@ -249,13 +254,13 @@ impl Drop for Stack {
         away(&["network", "rm"], lines(&["network", "ls", "--quiet", "--filter", &project]));
         away(&["network", "rm"], self.identities.iter().map(|identity| format!("kaai-{identity}")).collect());
         away(&["volume", "rm", "--force"], lines(&["volume", "ls", "--quiet", "--filter", &project]));
-        for pattern in [
-            format!("{}/*", self.name),
-            format!("127.0.0.1:{}/*", self.registry),
-            format!("127.0.0.1:{}/*/*", self.registry),
+        for filter in [
+            format!("reference=127.0.0.1:{}/*", self.registry),
+            format!("reference=127.0.0.1:{}/*/*", self.registry),
+            format!("reference={}/*", self.name),
+            format!("label={MARK}={}", self.name),
         ] {
-            let reference = format!("reference={pattern}");
-            away(&["rmi", "--force"], lines(&["images", "--quiet", "--filter", &reference]));
+            away(&["rmi", "--force"], lines(&["images", "--quiet", "--filter", &filter]));
         }
     }
 }
