@@ -87,9 +87,8 @@ impl Hall {
     /// Starts a router on the held socket, and waits until it is ready.
     async fn router(&self) -> (Running, SocketAddr) {
         let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let (store, text) = (self.nats.folder().join("store").display().to_string(), admin.to_string());
-        let held = self.held().display().to_string();
-        let place = ["--bus", &self.nats.address(), "--store", &store, "--admin-address", &text];
+        let (text, held) = (admin.to_string(), self.held().display().to_string());
+        let place = ["--bus", &self.nats.address(), "--admin-address", &text];
         let router = Running::start(&[&place[..], &["--held", &held, "--threads", "2"]].concat());
         let ready = ["--is-ready", "--admin-address", &text];
         until("the router is ready", SOON, async || run(&ready).status.success().then_some(())).await;
