@@ -99,8 +99,12 @@ async fn a_container_gets_v1s_layout_and_may_do_little() {
         replica: None,
         lines: 100,
     };
-    let logs = backend.logs(&wanted).await;
-    assert!(logs[0].text.lines.iter().any(|line| line.ends_with("ready")), "the log of one that runs: {logs:?}");
+    // The engine hands on what a container says a moment after it was said.
+    until("the log of one that runs", LIMIT, async || {
+        let logs = backend.logs(&wanted).await;
+        logs[0].text.lines.iter().any(|line| line.ends_with("ready")).then_some(())
+    })
+    .await;
     backend.end(GRACE).await;
     assert!(dock.containers().await.is_empty());
     assert!(dock.docker.inspect_network(&format!("kaai-{}", dock.identity()), None).await.is_err(), "it is removed");
