@@ -1,6 +1,6 @@
 //! The compose stack as an operator has it: real Compose, a real engine, and images that are made here without a registry.
 //!
-//! Where no public image can be had, NATS, the registry and the object store stand on the base image of `tools/base_image.py`, and so do the components.
+//! Where no public image can be had, NATS and the registry stand on the base image of `tools/base_image.py`, and so do the components.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::{Ran, binary, root};
 
-/// What the images of servers are asked for in their health checks.
+/// What the images of NATS and of the registry are asked for in their health checks.
 const WGET: &str =
     "#!/usr/bin/python3 -I\nimport sys, urllib.request\nurllib.request.urlopen(sys.argv[-1], timeout=5)\n";
 
@@ -66,13 +66,12 @@ impl Stack {
     ///
     /// # Errors
     ///
-    /// Fails without an engine, a base image, `docker`, `docker-registry`, `nats-server`, uv or `weed`.
+    /// Fails without an engine, a base image, `docker`, `docker-registry`, `nats-server` or uv.
     pub fn new() -> Result<Self, &'static str> {
         let layout = base_image().ok_or("there is no base image: python3 tools/base_image.py makes it")?;
-        let needed = |name| program(name).ok_or("it needs docker, docker-registry, nats-server, uv and weed");
-        let (docker, uv) = (needed("docker")?, needed("uv")?);
-        let servers =
-            [("nats", needed("nats-server")?), ("registry", needed("docker-registry")?), ("objects", needed("weed")?)];
+        let needed = |name| program(name).ok_or("it needs docker, docker-registry, nats-server and uv");
+        let (docker, registry, nats, uv) =
+            (needed("docker")?, needed("docker-registry")?, needed("nats-server")?, needed("uv")?);
         if !Command::new(docker).arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
         {
             return Err("there is no Docker engine");
@@ -88,7 +87,7 @@ impl Stack {
             bus: format!("nats://127.0.0.1:{}", ports[2]),
             name,
         };
-        stack.lay_out(&uv, &servers);
+        stack.lay_out(&uv, &nats, &registry);
         let base = stack.import(&layout);
         let context = stack.path("context").display().to_string();
         let ports = ports.map(|port| port.to_string());
@@ -103,7 +102,6 @@ impl Stack {
             ("KAAI_PACKAGER_BASE_IMAGE", base),
             ("KAAI_NATS_IMAGE", format!("{}/nats", stack.name)),
             ("KAAI_REGISTRY_IMAGE", format!("{}/registry", stack.name)),
-            ("KAAI_OBJECTS_IMAGE", format!("{}/objects", stack.name)),
             ("KAAI_BASE_IMAGES", format!("3.11={}", stack.base_image())),
             ("KAAI_HEALTH_INTERVAL", "2s".to_owned()),
         ];
@@ -116,8 +114,8 @@ impl Stack {
     }
 
     /// What is built from, and what is other here than in `compose.yaml`.
-    fn lay_out(&self, uv: &Path, servers: &[(&str, PathBuf); 3]) {
-        for folder in ["context/programs", "context/.tools/bin", "context/deploy", "nats", "registry", "objects"] {
+    fn lay_out(&self, uv: &Path, nats: &Path, registry: &Path) {
+        for folder in ["context/programs", "context/.tools/bin", "context/deploy", "nats", "registry"] {
             fs::create_dir_all(self.path(folder)).unwrap();
         }
         for component in ["packager", "builder", "deployer", "router", "scaler"] {
@@ -129,8 +127,7 @@ impl Stack {
             copy(&root().join("deploy").join(part), &self.path("context/deploy").join(part));
         }
         fs::copy(root().join("deploy/Containerfile"), self.path("context/deploy/Containerfile")).unwrap();
-        let names = ["nats-server", "registry", "weed"];
-        for ((folder, file), name) in servers.iter().zip(names) {
+        for (folder, file, name) in [("nats", nats, "nats-server"), ("registry", registry, "registry")] {
             put(file, &self.path(folder).join(name));
             fs::write(self.path(folder).join("wget"), WGET).unwrap();
             fs::set_permissions(self.path(folder).join("wget"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -147,7 +144,6 @@ impl Stack {
         let own = serde_json::json!({ "services": {
             "nats": { "build": { "context": self.path("nats") } },
             "registry": { "build": { "context": self.path("registry") } },
-            "objects": { "build": { "context": self.path("objects") } },
             "builder": {
                 "environment": { "UV_CACHE_DIR": "/var/cache/uv", "SSL_CERT_FILE": certificates },
                 "volumes": mounts,
@@ -184,11 +180,7 @@ impl Stack {
     /// A command of Compose in the folder in which an operator types it.
     pub fn compose(&self, compose: &Compose, args: &[&str]) -> Ran {
         let mut command = Command::new(&compose.0[0]);
-        command
-            .args(&compose.0[1..])
-            .args(["-f", "compose.yaml", "-f", "compose.s3.yaml", "-f"])
-            .arg(self.path("own.yaml"))
-            .args(args);
+        command.args(&compose.0[1..]).args(["-f", "compose.yaml", "-f"]).arg(self.path("own.yaml")).args(args);
         command.current_dir(root().join("deploy")).envs(self.variables.clone());
         if args.contains(&"--remove-orphans") {
             // 1.29 wants it said.
