@@ -112,6 +112,14 @@ impl Operator {
         .await;
     }
 
+    /// Whether the newest generation of a service serves, and no other is on its way.
+    fn is_settled(&self, service: &str) -> bool {
+        let told = self.stack.kaai(&["status", service, "--output", "json"]);
+        let told: serde_json::Value = serde_json::from_str(&told.stdout).unwrap_or_default();
+        let record = &told[0]["service"];
+        record["candidate"].is_null() && record["active"]["generation"] == record["latest"]
+    }
+
     /// Restarts one component, and waits until it is at work again.
     async fn restart(&self, compose: &Compose, component: &str) {
         self.stack.compose(compose, &["restart", component]).good();
@@ -157,7 +165,12 @@ async fn the_compose_stack_serves_through_restarts_of_each_component_and_finds_e
     }
     load.stop().await;
     operator.answers(&operator.ask("meanwhile")).await;
-    let after: BTreeSet<_> = operator.stack.replicas().into_iter().collect();
+    // It was asked for twice: the first one's replica goes when the second one's serves.
+    let after = until("each service has its one replica", PATIENCE, async || {
+        let running: BTreeSet<_> = operator.stack.replicas().into_iter().collect();
+        (operator.is_settled("meanwhile") && running.len() == 2).then_some(running)
+    })
+    .await;
     assert!(replicas.iter().all(|replica| after.contains(replica)), "the replica went on: {replicas:?}, {after:?}");
 
     // Without more words replicas stay, and are found again.
