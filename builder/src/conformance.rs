@@ -48,7 +48,10 @@ struct Check<'a, M> {
 
 impl<M: Maker> Check<'_, M> {
     async fn plan(&self, definition: &Definition) -> Planned {
-        self.maker.plan(definition.clone()).await.unwrap_or_else(|failure| panic!("it is understood: {failure:?}"))
+        self.maker
+            .plan(definition.clone(), None)
+            .await
+            .unwrap_or_else(|failure| panic!("it is understood: {failure:?}"))
     }
 
     fn log(&self, name: &str) -> BuildLog {

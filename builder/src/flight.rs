@@ -16,6 +16,7 @@ use proto::{
     builder::{EnvironmentRecord, Lookup, RegistryAsked},
     failure::{Blame, Failure, Stage},
     id::EnvironmentHash,
+    packager::RegistryLogin,
 };
 use runtime::{
     Runtime,
@@ -108,9 +109,14 @@ impl<M: Maker> Flights<M> {
         Self { maker, rt, bucket, limits, metrics, permits, aloft: Mutex::default() }
     }
 
+    /// What the builder lives on.
+    pub(crate) fn rt(&self) -> &Runtime {
+        &self.rt
+    }
+
     /// Understands an environment in terms of this place.
-    pub(crate) async fn plan(&self, definition: Definition) -> Result<Planned, Failure> {
-        self.maker.plan(definition).await
+    pub(crate) async fn plan(&self, definition: Definition, login: Option<RegistryLogin>) -> Result<Planned, Failure> {
+        self.maker.plan(definition, login).await
     }
 
     /// Joins the flight of an environment, beginning it if there is none.

@@ -26,6 +26,7 @@ use proto::{
     builder::{Image, Lookup, RegistryAsked, RegistryOutcome, RegistryRole, Scan},
     failure::{Failure, Stage},
     id::EnvironmentHash,
+    packager::RegistryLogin,
 };
 use tokio::time::{Instant, timeout};
 
@@ -51,13 +52,13 @@ const PYTHON: &str = "io.kaai.python";
 #[derive(Clone)]
 pub struct Images {
     registries: Registries,
+    access: Access,
     workspace: Repository,
     global: Option<Repository>,
     /// The base image for each minor of Python 3, for environments that name none.
     bases: BTreeMap<u64, String>,
     /// What runs docker steps, where there is one.
     engine: Option<Engine>,
-    logins: Logins,
     /// What images have to pass.
     scanner: Option<Scanner>,
     uv: Uv,
@@ -131,9 +132,16 @@ impl Images {
         scanner: Option<Scanner>,
     ) -> Result<Self, String> {
         let Settings { workspace, global, bases, access, engine, scratch, deadline } = settings;
-        let logins = access.logins.clone();
-        let registries = Registries::new(access)?;
-        Ok(Self { registries, workspace, global, bases, engine, logins, scanner, uv, conda, scratch, deadline })
+        let registries = Registries::new(access.clone())?;
+        Ok(Self { registries, access, workspace, global, bases, engine, scanner, uv, conda, scratch, deadline })
+    }
+
+    /// The same with a user's own login. Nothing of it is shared: a token that was given for it is no one else's.
+    fn with(&self, login: Option<&RegistryLogin>) -> Result<Self, Failure> {
+        let Some(login) = login else { return Ok(self.clone()) };
+        let access = Access { logins: self.access.logins.with(login), ..self.access.clone() };
+        let registries = Registries::new(access.clone()).map_err(defect)?;
+        Ok(Self { registries, access, ..self.clone() })
     }
 
     /// The image that an environment stands on, by its digest of now.
@@ -174,7 +182,7 @@ impl Images {
         let image = self.workspace.ground(&steps::name(dockerfile));
         let known = self.registries.digest(&image).await.map_err(failed)?;
         if known.is_none() {
-            engine.build(dockerfile, &image, &self.logins, log).await?;
+            engine.build(dockerfile, &image, &self.access.logins, log).await?;
         }
         let digest = match known {
             Some(digest) => Some(digest),
@@ -301,16 +309,17 @@ impl Images {
 }
 
 impl Maker for Images {
-    async fn plan(&self, mut definition: Definition) -> Result<Planned, Failure> {
+    async fn plan(&self, mut definition: Definition, login: Option<RegistryLogin>) -> Result<Planned, Failure> {
+        let this = self.with(login.as_ref())?;
         let mut plan =
             Plan::on_image(&definition, self.engine.is_some(), self.conda.is_there()).map_err(Refused::into_failure)?;
         // Digests count, not names: two names of one image are one, and a name that moved on is another.
         let base = if definition.dockerfile.is_empty() {
-            let base = self.resolve(&self.base_of(&definition, &plan)?).await?;
+            let base = this.resolve(&self.base_of(&definition, &plan)?).await?;
             definition.base_image = Some(base.whole());
             base.whole()
         } else {
-            self.pin(&mut definition).await?;
+            this.pin(&mut definition).await?;
             definition.base_image = None;
             String::new()
         };
@@ -318,12 +327,14 @@ impl Maker for Images {
             plan.dockerfile = Some(steps::text(&base, &definition, engine.has_certificates()));
         }
         plan.base = Some(base);
+        plan.login = login;
         plan.facts = identity::facts_of(&definition);
         Ok(Planned { hash: identity::hash_of(&definition), plan })
     }
 
     async fn make(&self, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Made, Failure> {
-        timeout(self.deadline, self.assemble(hash, plan, log)).await.unwrap_or_else(|_| Err(too_long(self.deadline)))
+        let this = self.with(plan.login.as_ref())?;
+        timeout(self.deadline, this.assemble(hash, plan, log)).await.unwrap_or_else(|_| Err(too_long(self.deadline)))
     }
 
     async fn is_there(&self, made: &Made) -> Result<bool, Failure> {
@@ -361,13 +372,33 @@ fn defect(cause: String) -> Failure {
     Failure::platform(Stage::Building, cause, "this is a defect of kaai; please report it")
 }
 
-/// A folder for one making, which goes with its handle.
-fn scratch(parent: &Path) -> Result<tempfile::TempDir, Failure> {
+/// How the folder of one making begins.
+const MAKING: &str = "making-";
+
+/// A folder for one making, which goes with its handle. What builders left that were killed goes first.
+fn scratch(parent: &Path, deadline: Duration) -> Result<tempfile::TempDir, Failure> {
     let make = || {
         std::fs::create_dir_all(parent)?;
-        tempfile::Builder::new().prefix("making-").tempdir_in(parent)
+        sweep(parent, deadline)?;
+        tempfile::Builder::new().prefix(MAKING).tempdir_in(parent)
     };
     make().map_err(|error| disk(parent, &error))
+}
+
+/// Removes folders that are older than a making can be. Another builder may be at a younger one.
+fn sweep(parent: &Path, deadline: Duration) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(parent)? {
+        let entry = entry?;
+        let old = entry.metadata().and_then(|found| found.modified()).is_ok_and(|made| {
+            // A clock that was set back makes it young, and it goes another time.
+            made.elapsed().is_ok_and(|age| age > 2 * deadline)
+        });
+        if old && entry.file_name().to_string_lossy().starts_with(MAKING) {
+            // Left behind, it costs space until the next making.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -383,6 +414,22 @@ mod tests {
         for wrong in ["", "kaai", "https://registry.example.com", "registry.example.com/UPPER", "a b.c/d"] {
             assert!(read(wrong).unwrap_err().contains("is no registry"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_killed_builders_left_is_removed_and_what_others_make_is_not() {
+        let parent = tempfile::tempdir().unwrap();
+        let names = ["making-old", "making-new", "bases"];
+        for name in names {
+            std::fs::create_dir(parent.path().join(name)).unwrap();
+        }
+        let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        for name in ["making-old", "bases"] {
+            std::fs::File::open(parent.path().join(name)).unwrap().set_modified(long_ago).unwrap();
+        }
+        let own = scratch(parent.path(), Duration::from_secs(60)).unwrap();
+        let there = names.map(|name| parent.path().join(name).exists());
+        assert_eq!((there, own.path().exists()), ([false, true, true], true));
     }
 
     #[test]

@@ -34,7 +34,10 @@ mod service;
 mod uv;
 pub mod venv;
 
-use runtime::Runtime;
+use runtime::{
+    Runtime,
+    sealing::{self, KeyPair},
+};
 
 pub use crate::{
     config::{Args, Config},
@@ -49,6 +52,9 @@ pub enum Error {
     /// The bus cannot be used.
     #[error(transparent)]
     Bus(#[from] runtime::bus::Error),
+    /// The builder's own key cannot be used.
+    #[error(transparent)]
+    Key(#[from] sealing::Error),
     /// uv cannot be used.
     #[error(transparent)]
     Uv(#[from] UvError),
@@ -74,15 +80,16 @@ pub async fn run(config: Config, rt: Runtime) -> Result<(), Error> {
     let venv = config.venv(&rt.store);
     let uv = venv.uv.check().await?;
     venv.prepare().await?;
+    let keys = KeyPair::open(&venv.environments.join("builder.seed"))?;
     let environments = venv.environments.display();
     match config.images(&rt.store)? {
         Some(images) => {
             tracing::info!(uv, %environments, "environments are made here, and pushed as images");
-            serve(images, config.limits(), rt).await
+            serve(images, config.limits(), keys, rt).await
         }
         None => {
             tracing::info!(uv, %environments, "environments are made here");
-            serve(venv, config.limits(), rt).await
+            serve(venv, config.limits(), keys, rt).await
         }
     }
 }

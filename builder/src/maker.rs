@@ -6,6 +6,7 @@ use proto::{
     builder::{Image, Lookup, RegistryAsked, Scan},
     failure::Failure,
     id::EnvironmentHash,
+    packager::RegistryLogin,
 };
 
 use crate::{build_log::BuildLog, environment::Definition, plan::Plan};
@@ -42,12 +43,16 @@ pub struct Found {
 /// One builder at a time makes an environment, but one that was thought dead may still be at it: what a maker does must not disturb
 /// another making of the same environment, and an environment is there only when it is there whole.
 pub trait Maker: Send + Sync + 'static {
-    /// Settles what depends on this place: the identity, and what is to be done.
+    /// Settles what depends on this place: the identity, and what is to be done. The login is the user's own at the base image's registry.
     ///
     /// # Errors
     ///
     /// Fails when this place cannot give what is asked for, or cannot find out what it is.
-    fn plan(&self, definition: Definition) -> impl Future<Output = Result<Planned, Failure>> + Send;
+    fn plan(
+        &self,
+        definition: Definition,
+        login: Option<RegistryLogin>,
+    ) -> impl Future<Output = Result<Planned, Failure>> + Send;
 
     /// Makes an environment, and has it scanned where this place asks for that. Dropping the future stops it and all that it has started.
     ///

@@ -2,6 +2,8 @@
 //!
 //! It knows what a place with or without images can give and what a service needs besides. It does not know which Pythons there are, nor how packages are installed.
 
+use proto::packager::RegistryLogin;
+
 use crate::{
     conda::Versions,
     conda_packages::{self, Wanted},
@@ -48,6 +50,8 @@ pub struct Plan {
     pub(crate) dockerfile: Option<String>,
     /// Whether that image brings the packages, so that none are installed.
     pub(crate) user_managed: bool,
+    /// The user's own login at the base image's registry; no part of the identity.
+    pub(crate) login: Option<RegistryLogin>,
     /// What was hashed, for the image's statement of origin.
     pub(crate) facts: Vec<Fact>,
 }
@@ -138,6 +142,7 @@ impl Plan {
             dockerfile: None,
             user_managed: definition.brings_packages(),
             facts: Vec::new(),
+            login: None,
         })
     }
 

@@ -10,9 +10,12 @@ use proto::{
     event::Event,
     failure::{Failure, Stage},
     id::EnvironmentHash,
-    packager::ProjectPackaged,
+    packager::{ProjectPackaged, RegistryLogin},
 };
-use runtime::bus::{Bus, Delivery, Disposition, Error as BusError};
+use runtime::{
+    bus::{Bus, Delivery, Disposition, Error as BusError},
+    sealing::KeyPair,
+};
 use tokio::{
     sync::broadcast::{Receiver, error::RecvError},
     time::{Instant, MissedTickBehavior, interval},
@@ -44,12 +47,18 @@ enum Verdict {
 }
 
 /// Carries out a request and settles its message.
-pub(crate) async fn serve<M: Maker>(flights: Arc<Flights<M>>, bus: Bus, metrics: Metrics, delivery: Delivery) {
+pub(crate) async fn serve<M: Maker>(
+    flights: Arc<Flights<M>>,
+    keys: Arc<KeyPair>,
+    metrics: Metrics,
+    delivery: Delivery,
+) {
     let packaged = match delivery.parse::<ProjectPackaged>() {
         Ok(packaged) => packaged,
         Err(reason) => return delivery.reject(reason).await,
     };
-    let request = Request { bus: bus.following(&delivery.envelope), delivery: &delivery, packaged, metrics };
+    let bus = flights.rt().bus.following(&delivery.envelope);
+    let request = Request { bus, keys: &keys, delivery: &delivery, packaged, metrics };
     match delivery.while_working(request.carry_out(&flights)).await {
         Verdict::Ack => delivery.ack().await,
         Verdict::Retry(after) => delivery.retry(after).await,
@@ -59,6 +68,7 @@ pub(crate) async fn serve<M: Maker>(flights: Arc<Flights<M>>, bus: Bus, metrics:
 
 struct Request<'a> {
     bus: Bus,
+    keys: &'a KeyPair,
     delivery: &'a Delivery,
     packaged: ProjectPackaged,
     metrics: Metrics,
@@ -68,8 +78,8 @@ impl Request<'_> {
     async fn carry_out<M: Maker>(mut self, flights: &Arc<Flights<M>>) -> Verdict {
         let started = Instant::now();
         let read = Definition::read(&self.packaged.spec.environment).map_err(Refused::into_failure);
-        let planned = match read {
-            Ok(definition) => flights.plan(definition).await,
+        let planned = match read.and_then(|definition| Ok((definition, self.login()?))) {
+            Ok((definition, login)) => flights.plan(definition, login).await,
             Err(failure) => Err(failure),
         };
         let Planned { hash, plan } = match planned {
@@ -111,6 +121,15 @@ impl Request<'_> {
             }
             Outcome::Interrupted => Verdict::Retry(HAND_BACK),
         }
+    }
+
+    /// The user's own login at the base image's registry.
+    fn login(&self) -> Result<Option<RegistryLogin>, Failure> {
+        let opened = self.packaged.sealed_login.as_ref().map(|sealed| self.keys.unseal(sealed)).transpose();
+        opened.map_err(|error| {
+            let cause = format!("the login of baseImageRegistry cannot be read: {error}");
+            Failure::platform(Stage::Building, cause, "deploy again, which encrypts it to the builder that runs now")
+        })
     }
 
     /// Waits for the outcome and tells the lines of the build meanwhile, at most four times a second.

@@ -226,7 +226,7 @@ mod tests {
 
     async fn scan(script: &str) -> (Result<(Scan, Vec<u8>), Failure>, Option<Vec<u8>>) {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path().join("store").to_str().unwrap()).unwrap();
+        let store = Store::open(folder.path().join("store").as_path()).unwrap();
         let script = script.replace('\'', "'\\''");
         let scanner = Scanner::new(
             read(&format!("/bin/sh -c '{script}' x {{image}} {{sbom}} {{report}}")).unwrap(),
@@ -281,7 +281,7 @@ mod tests {
     #[tokio::test]
     async fn what_has_no_list_of_packages_does_not_pass_a_scanner_of_lists() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+        let store = Store::open(folder.path()).unwrap();
         let scanner = Scanner::new(read("cat {sbom}").unwrap(), store);
         let environment = EnvironmentHash::from_sha256([7; 32]);
         let subject = Subject { environment: &environment, image: Some("r/e@sha256:0"), packages: None };

@@ -10,7 +10,8 @@ use proto::{
 };
 use runtime::{
     Runtime,
-    bus::{Bucket, Deliveries, Questions, Watch, WorkQueue},
+    bus::{self, Bucket, Deliveries, Questions, Watch, WorkQueue},
+    sealing::KeyPair,
 };
 
 use crate::{Error, config::Limits, flight::Flights, maker::Maker, metrics::Metrics, question, request};
@@ -25,9 +26,10 @@ const ACK_WAIT: Duration = Duration::from_secs(6);
 /// # Errors
 ///
 /// Fails when the bus could not be had.
-pub async fn serve<M: Maker>(maker: M, limits: Limits, rt: Runtime) -> Result<(), Error> {
+pub async fn serve<M: Maker>(maker: M, limits: Limits, keys: KeyPair, rt: Runtime) -> Result<(), Error> {
     let metrics = Metrics::new(&rt.metrics);
     let bucket: Bucket<EnvironmentRecord> = rt.bus.bucket(subject::ENVIRONMENTS).await?;
+    publish_key(&keys, &rt).await?;
     let watch = bucket.watch();
     let questions = rt.bus.answer::<GetBuildLog>().await?;
     let orders = rt.bus.answer::<ForgetFailure>().await?;
@@ -42,7 +44,7 @@ pub async fn serve<M: Maker>(maker: M, limits: Limits, rt: Runtime) -> Result<()
     let flights = Arc::new(Flights::new(maker, rt.clone(), bucket.clone(), limits, metrics.clone()));
     rt.health.ready(true);
     tokio::join!(
-        take_requests(deliveries, flights.clone(), &rt, &metrics),
+        take_requests(deliveries, &flights, Arc::new(keys), &metrics),
         hear_news(watch, &flights),
         answer_questions(questions, &flights, &bucket, &rt),
         forget_failures(orders, &bucket, &rt),
@@ -52,14 +54,24 @@ pub async fn serve<M: Maker>(maker: M, limits: Limits, rt: Runtime) -> Result<()
     Ok(())
 }
 
+/// Publishes the key that logins at registries are encrypted to. Builders that share their environments share it.
+async fn publish_key(keys: &KeyPair, rt: &Runtime) -> Result<(), bus::Error> {
+    let facts = rt.bus.bucket::<String>(subject::FACTS).await?;
+    let key = keys.public_key();
+    if facts.get(subject::BUILDER_KEY).await?.is_none_or(|known| known.value != key) {
+        facts.put(subject::BUILDER_KEY, &key).await?;
+    }
+    Ok(())
+}
+
 async fn take_requests<M: Maker>(
     mut deliveries: Deliveries,
-    flights: Arc<Flights<M>>,
-    rt: &Runtime,
+    flights: &Arc<Flights<M>>,
+    keys: Arc<KeyPair>,
     metrics: &Metrics,
 ) {
     while let Some(delivery) = deliveries.next().await {
-        rt.tasks.spawn(request::serve(flights.clone(), rt.bus.clone(), metrics.clone(), delivery));
+        flights.rt().tasks.spawn(request::serve(flights.clone(), keys.clone(), metrics.clone(), delivery));
     }
 }
 

@@ -17,6 +17,7 @@ use proto::{
     builder::{Image, Lookup, Scan},
     failure::{Failure, Stage},
     id::EnvironmentHash,
+    packager::RegistryLogin,
 };
 use tokio::time::timeout;
 
@@ -160,7 +161,7 @@ impl Venv {
 }
 
 impl Maker for Venv {
-    async fn plan(&self, definition: Definition) -> Result<Planned, Failure> {
+    async fn plan(&self, definition: Definition, _: Option<RegistryLogin>) -> Result<Planned, Failure> {
         let plan = Plan::without_images(&definition, self.conda.is_there()).map_err(Refused::into_failure)?;
         Ok(Planned { hash: identity::hash_of(&definition), plan })
     }

@@ -12,6 +12,7 @@ pub mod keys;
 pub mod logs;
 pub mod models;
 pub mod package;
+pub mod prune;
 pub mod scale;
 pub mod status;
 pub mod up;

@@ -17,23 +17,37 @@ struct Rights {
     answers: &'static [&'static str],
     /// Buckets it writes.
     owns: &'static [&'static str],
+    /// Entries of others' buckets that it writes: bucket and key.
+    writes: &'static [&'static str],
     /// Buckets it reads.
     reads: &'static [&'static str],
+    /// Whether it reads the stream of events as a history.
+    history: bool,
     /// Whether it reads and writes pieces of uploads.
     uploads: bool,
 }
 
-const NOTHING: Rights =
-    Rights { says: &[], hears: &[], works: false, answers: &[], owns: &[], reads: &[], uploads: false };
+const NOTHING: Rights = Rights {
+    says: &[],
+    hears: &[],
+    works: false,
+    answers: &[],
+    owns: &[],
+    writes: &[],
+    reads: &[],
+    history: false,
+    uploads: false,
+};
 
 fn rights(user: &str) -> Rights {
     match user {
         "packager" => Rights {
             says: &["project.packaged", "deployment.failed", "deployment.progressed"],
             works: true,
-            answers: &["upload-ticket", "upload-done", "register-model", "list-models"],
-            owns: &["kaai_models"],
-            reads: &["kaai_facts"],
+            answers: &["upload-ticket", "upload-done", "register-model", "list-models", "prune"],
+            owns: &["kaai_models", "kaai_archives"],
+            reads: &["kaai_facts", "kaai_services"],
+            history: true,
             uploads: true,
             ..NOTHING
         },
@@ -42,6 +56,8 @@ fn rights(user: &str) -> Rights {
             works: true,
             answers: &["get-build-log", "forget-failure", "get-scan-report"],
             owns: &["kaai_environments"],
+            writes: &["kaai_facts.builder.public-key"],
+            reads: &["kaai_facts"],
             ..NOTHING
         },
         "deployer" => Rights {
@@ -64,6 +80,7 @@ fn rights(user: &str) -> Rights {
             says: &["deployment.requested", "deployment.delete", "scale.requested"],
             hears: &["deployment.progressed", "service.utilization"],
             reads: &["kaai_services", "kaai_facts"],
+            history: true,
             uploads: true,
             ..NOTHING
         },
@@ -132,17 +149,19 @@ pub fn subjects(user: &str) -> (Vec<String>, Vec<String>) {
         publish.extend(reading(&format!("KV_{bucket}")));
     }
     publish.extend(rights.owns.iter().map(|bucket| format!("$KV.{bucket}.>")));
+    publish.extend(rights.writes.iter().map(|entry| format!("$KV.{entry}")));
     if rights.uploads {
         let stream = "OBJ_kaai_uploads";
         publish.extend(["INFO", "CREATE", "PURGE"].map(|verb| format!("$JS.API.STREAM.{verb}.{stream}")));
         publish.extend(reading(stream));
         publish.push("$O.kaai_uploads.>".to_owned());
     }
+    if rights.history {
+        publish.extend(reading("KAAI_EVENTS"));
+    }
     if user == "cli" {
         publish.push("kaai.v1.*.query.*".to_owned());
-        for stream in ["KAAI_EVENTS", "KAAI_DEAD_LETTERS"] {
-            publish.extend(reading(stream));
-        }
+        publish.extend(reading("KAAI_DEAD_LETTERS"));
         publish.push("$JS.API.STREAM.MSG.DELETE.KAAI_DEAD_LETTERS".to_owned());
     }
     (publish, subscribe)

@@ -23,6 +23,8 @@ use crate::{
 
 /// How long the components may take to be ready.
 const READY: Duration = Duration::from_secs(30);
+/// The components that keep or read archives, models and logs.
+const STORING: [&str; 3] = ["packager", "builder", "deployer"];
 /// How long a component may take to finish what it has in hand.
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -206,7 +208,7 @@ impl Up {
     async fn runtime(&self, component: &'static str, options: &Options, logins: &Logins) -> Result<Runtime> {
         let settings = Settings {
             bus: BusSettings { address: self.context.bus.clone(), login: logins.of(component) },
-            store: options.home.join("store").display().to_string(),
+            store: STORING.contains(&component).then(|| options.home.join("store").as_path().into()),
             instance: new_instance(component),
             drain: DRAIN,
         };

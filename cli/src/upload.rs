@@ -5,16 +5,18 @@ use std::{fs::File, os::unix::fs::FileExt, path::Path, time::Duration};
 use packager::{
     archive, not_packed,
     project::{Project, models::NamedModel},
-    root_entry, seal,
+    root_entry,
     upload::{piece_count, piece_length, piece_name},
     walk::{Links, Walk},
 };
 use proto::{
-    packager::{Archive, DeploymentRequested, ModelVersion, ProjectOptions, SealedKeys, Source},
-    query::{Keys, ListModels, RegisterModel, UploadDone, UploadRoute, UploadTicket},
+    packager::{Archive, DeploymentRequested, ModelVersion, ProjectOptions, Sealed, Source},
+    query::{ListModels, RegisterModel, UploadDone, UploadRoute, UploadTicket},
     spec::ModelRef,
     subject,
 };
+use runtime::sealing;
+use serde::Serialize;
 use tempfile::TempDir;
 
 use crate::{
@@ -56,10 +58,8 @@ pub async fn send(connection: &Connection, project: Project, format: Format) -> 
             spec.models.push(ModelRef { name: name.clone(), version: *number, digest: found.archive.digest.clone() });
         }
     }
-    let sealed_keys = match &project.keys {
-        Some(keys) => Some(sealed(connection, keys).await?),
-        None => None,
-    };
+    let sealed_keys = sealed(connection, project.keys.as_ref(), subject::DEPLOYER_KEY).await?;
+    let sealed_login = sealed(connection, project.login.as_ref(), subject::BUILDER_KEY).await?;
     let packed = Packed::write(project.files).await?;
     packed.upload(connection, "sending", &mut stages).await?;
     Ok(DeploymentRequested {
@@ -67,6 +67,7 @@ pub async fn send(connection: &Connection, project: Project, format: Format) -> 
         spec: Some(spec),
         options: ProjectOptions::default(),
         sealed_keys,
+        sealed_login,
         extra: serde_json::Map::new(),
     })
 }
@@ -151,13 +152,21 @@ fn read(zip: &File, offset: u64, length: u64) -> Result<Vec<u8>> {
     Ok(piece)
 }
 
-async fn sealed(connection: &Connection, keys: &Keys) -> Result<SealedKeys> {
+/// A secret of the project's, encrypted to the component that is to read it.
+async fn sealed<T: Serialize>(
+    connection: &Connection,
+    secret: Option<&T>,
+    recipient: &'static str,
+) -> Result<Option<Sealed>> {
+    let Some(secret) = secret else { return Ok(None) };
+    let component = recipient.split('.').next().unwrap_or(recipient);
     let facts = connection.bus.bucket::<String>(subject::FACTS).await?;
-    let recipient = facts.get(subject::DEPLOYER_KEY).await?.ok_or_else(|| {
-        Ending::platform("no deployer has told its public key yet", "see that the deployer runs, then deploy again")
+    let key = facts.get(recipient).await?.ok_or_else(|| {
+        let remedy = format!("see that the {component} runs, then deploy again");
+        Ending::platform(format!("no {component} has told its public key yet"), remedy)
     })?;
-    seal::seal(keys, &recipient.value)
-        .map_err(|error| Ending::platform(error.to_string(), "see that the deployer runs"))
+    let sealed = sealing::seal(secret, &key.value);
+    sealed.map(Some).map_err(|error| Ending::platform(error.to_string(), format!("see that the {component} runs")))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {

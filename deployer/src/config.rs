@@ -3,9 +3,14 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
-use runtime::config::CommonArgs;
+use runtime::config::{CommonArgs, StoreArgs};
 
 use crate::{docker, process};
+
+/// How many labels may be added to replicas.
+const MOST_LABELS: usize = 32;
+/// How long one may be, in bytes.
+const LONGEST_LABEL: usize = 1024;
 
 /// Makes the world match the desired state of services.
 ///
@@ -17,6 +22,9 @@ pub struct Args {
     /// Settings of every component.
     #[command(flatten)]
     pub common: CommonArgs,
+    /// Where archives, models and logs lie.
+    #[command(flatten)]
+    pub store: StoreArgs,
     /// Folder for replicas, their logs, fetched archives and this deployer's own key; one deployer uses it at a time
     #[arg(long, env = "KAAI_DEPLOYER_STATE", default_value = "/var/lib/kaai/deployer")]
     pub state: PathBuf,
@@ -62,9 +70,12 @@ pub struct DockerArgs {
     /// Docker config.json with the logins for registries
     #[arg(long, env = "KAAI_REGISTRY_LOGIN", value_name = "FILE")]
     pub registry_login: Option<PathBuf>,
-    /// The state folder as the Docker engine sees it, where this process runs in a container of its own [default: the same path]
+    /// The state folder as the Docker engine sees it, where this process runs in a container: a folder of the host, or volume:NAME [default: the same path]
     #[arg(long, env = "KAAI_DEPLOYER_HOST_STATE", value_name = "FOLDER")]
-    pub host_state: Option<PathBuf>,
+    pub host_state: Option<docker::HostState>,
+    /// A label for the containers of replicas, besides kaai's own (io.kaai.…), so that other tools know them
+    #[arg(long = "replica-label", env = "KAAI_REPLICA_LABELS", value_delimiter = ',', value_name = "KEY=VALUE")]
+    pub replica_labels: Vec<String>,
 }
 
 /// What replicas are.
@@ -119,6 +130,9 @@ pub enum Error {
     /// A network in which replicas would not be apart.
     #[error("the network {0:?} would join replicas to the host or to another container; name a network of its own")]
     Network(String),
+    /// A label for replicas that cannot be.
+    #[error("{0:?} is no label for replicas: {1}")]
+    Label(String, &'static str),
     /// A variable to hand on is not set.
     #[error("the environment variable {0} is to be handed on to replicas, but it is not set")]
     Unset(String),
@@ -150,13 +164,32 @@ fn containers(args: DockerArgs) -> Result<docker::Settings, Error> {
     if let Some(name) = args.replica_network.clone().filter(joined) {
         return Err(Error::Network(name));
     }
+    if args.replica_labels.len() > MOST_LABELS {
+        let last = args.replica_labels.into_iter().next_back().unwrap_or_default();
+        return Err(Error::Label(last, "there are more than 32"));
+    }
     Ok(docker::Settings {
+        labels: args.replica_labels.iter().map(|text| label(text)).collect::<Result<_, _>>()?,
         engine: args.docker_host,
         user: args.replica_user,
         network: args.replica_network,
         login: args.registry_login,
         host_state: args.host_state,
     })
+}
+
+fn label(text: &str) -> Result<(String, String), Error> {
+    let wrong = |why| Error::Label(text.to_owned(), why);
+    let (key, value) = text.split_once('=').ok_or_else(|| wrong("write KEY=VALUE"))?;
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
+    match key {
+        "" => Err(wrong("it has no key")),
+        key if !key.bytes().all(known) => Err(wrong("a key has letters, digits, dots, dashes and slashes")),
+        // By these a deployer knows its own; one that could be chosen could be another's.
+        key if key.starts_with("io.kaai.") => Err(wrong("io.kaai. is for kaai's own labels")),
+        _ if text.len() > LONGEST_LABEL => Err(wrong("it is longer than 1024 bytes")),
+        _ => Ok((key.to_owned(), value.to_owned())),
+    }
 }
 
 fn variable(text: &str) -> Result<(String, String), Error> {
@@ -208,7 +241,7 @@ mod tests {
             .docker
             .unwrap();
         assert_eq!(docker.user, Some(docker::User { uid: 7, gid: 8 }));
-        assert_eq!(docker.host_state, Some("/srv/kaai".into()));
+        assert_eq!(docker.host_state, Some(docker::HostState::Folder("/srv/kaai".into())));
         assert!(docker.engine.starts_with("unix://"));
     }
 
@@ -219,6 +252,30 @@ mod tests {
         }
         for network in ["host", "container:x"] {
             assert!(matches!(config(&["--place", "docker", "--replica-network", network]), Err(Error::Network(_))));
+        }
+    }
+
+    #[test]
+    fn a_label_may_be_added_but_none_of_kaais_own() {
+        let labels = |more: &[&str]| {
+            config(&[&["--place", "docker"], more].concat()).map(|config| config.docker.unwrap().labels)
+        };
+        let labelled = labels(&["--replica-label", "a.b/c=x=y,d=", "--replica-label", "e=f"]).unwrap();
+        let expected = [("a.b/c", "x=y"), ("d", ""), ("e", "f")];
+        assert_eq!(labelled, expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+        for wrong in ["a", "=x", "a b=c", "io.kaai.place=x", &format!("a={}", "x".repeat(1100))] {
+            assert!(matches!(labels(&["--replica-label", wrong]), Err(Error::Label(..))), "{wrong}");
+        }
+        assert!(matches!(labels(&["--replica-label", &["a=b"; 33].join(",")]), Err(Error::Label(..))));
+    }
+
+    #[test]
+    fn the_state_folder_on_the_host_may_be_a_volume() {
+        let state =
+            |text: &str| config(&["--place", "docker", "--host-state", text]).unwrap().docker.unwrap().host_state;
+        assert_eq!(state("volume:kaai_deployer"), Some(docker::HostState::Volume("kaai_deployer".to_owned())));
+        for wrong in ["", "volume:", "volume:a/b", "relative/folder"] {
+            assert!(Args::try_parse_from(["kaai-deployer", "--host-state", wrong]).is_err(), "{wrong}");
         }
     }
 }

@@ -14,6 +14,7 @@ mod owner;
 mod unit;
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     str::FromStr,
@@ -66,13 +67,37 @@ pub struct Settings {
     /// A Docker `config.json` with the logins for registries.
     pub login: Option<PathBuf>,
     /// The state folder as the engine sees it; the same path when left out.
-    pub host_state: Option<PathBuf>,
+    pub host_state: Option<HostState>,
+    /// Labels for replicas besides those of this place, which they do not replace.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Where the engine's host has the state folder of a deployer that runs in a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostState {
+    /// In this folder.
+    Folder(PathBuf),
+    /// In the volume of this name, whose folder the engine knows.
+    Volume(String),
+}
+
+impl FromStr for HostState {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("volume:") {
+            Some(name) if name.is_empty() || name.contains('/') => Err("write volume: and the name of a Docker volume"),
+            Some(name) => Ok(Self::Volume(name.to_owned())),
+            None if text.starts_with('/') => Ok(Self::Folder(text.into())),
+            None => Err("write the whole path of a folder of the host, or volume:NAME"),
+        }
+    }
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let engine = "unix:///var/run/docker.sock".to_owned();
-        Self { engine, user: None, network: None, login: None, host_state: None }
+        Self { engine, user: None, network: None, login: None, host_state: None, labels: BTreeMap::new() }
     }
 }
 
@@ -123,6 +148,9 @@ pub enum Error {
         /// What went wrong.
         why: String,
     },
+    /// The volume with the state folder is not known to the engine.
+    #[error("the Docker engine has no volume {0}, in which the state folder is said to be: see --host-state")]
+    Volume(String),
     /// Files cannot be given to another user.
     #[error("only root can run replicas as another user; leave out --replica-user, or give it the deployer's own")]
     User,
@@ -137,6 +165,8 @@ pub struct Containers {
     settings: Settings,
     user: User,
     state: PathBuf,
+    /// The state folder as the engine sees it.
+    host_state: PathBuf,
     processes: u64,
     archives: Archives,
     abilities: Abilities,
@@ -165,11 +195,20 @@ impl DockerBackend {
         let api = Api::connect(&settings.engine).await?;
         let failed = |why: api::Error| Error::Engine { address: settings.engine.clone(), why: why.to_string() };
         let abilities = api.abilities().await.map_err(failed)?;
+        let host_state = match &settings.host_state {
+            None => None,
+            Some(HostState::Folder(folder)) => Some(folder.clone()),
+            Some(HostState::Volume(name)) => {
+                let folder = api.volume(name).await.map_err(failed)?;
+                Some(folder.ok_or_else(|| Error::Volume(name.clone()))?)
+            }
+        };
         let ground = Ground::take(&place, "docker", LAYOUT)?;
         let archives = ground.archives(&place, store, &tasks);
         let engine = Containers {
             identity: ground.identity.clone(),
             network: Network::new(settings.network.clone(), &ground.identity),
+            host_state: host_state.unwrap_or_else(|| ground.state.clone()),
             state: ground.state.clone(),
             processes: place.processes,
             archives: archives.clone(),
@@ -186,9 +225,9 @@ impl DockerBackend {
 impl Containers {
     /// A path as the engine sees it.
     fn on_host(&self, path: &Path) -> PathBuf {
-        match (&self.settings.host_state, path.strip_prefix(&self.state)) {
-            (Some(host), Ok(inside)) => host.join(inside),
-            _ => path.to_owned(),
+        match path.strip_prefix(&self.state) {
+            Ok(inside) => self.host_state.join(inside),
+            Err(_) => path.to_owned(),
         }
     }
 
@@ -267,6 +306,7 @@ impl Engine for Containers {
         log::open(start.log).map_err(|error| disk(start.log, &error))?;
         let plan = Plan {
             identity: &self.identity,
+            labels: &self.settings.labels,
             start,
             models: self.models(start.order, &CancellationToken::new()).await?,
             user: self.user,

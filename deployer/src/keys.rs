@@ -1,20 +1,17 @@
 //! The keys of services: made, sealed to the deployer itself, opened again, and digested for the routers.
 //!
-//! It owns the deployer's own key pair (an xkey), whose seed never leaves its file. It knows neither records nor messages:
+//! It owns the deployer's own key pair. It knows neither records nor messages:
 //! in the clear a key exists only between these functions and the answer to whoever may ask.
 
-use std::{
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::{io, path::Path};
 
-use nkeys::XKey;
 use proto::{
     deployer::KeyRing,
     id::Digest,
-    packager::SealedKeys,
+    packager::Sealed,
     query::{Keys, WhichKey},
 };
+use runtime::sealing::{self, KeyPair, seal};
 use sha2::{Digest as _, Sha256};
 
 /// How many letters and digits a generated key has.
@@ -26,29 +23,9 @@ const LONGEST: usize = 4096;
 /// Keys could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file of the deployer's own key cannot be read or written.
-    #[error("cannot keep the deployer's own key in {path}: {source}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The file of the deployer's own key holds something else.
-    #[error("{path} holds no key of a deployer; move it away and give all services new keys")]
-    Seed {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The keys were sealed to another deployer.
-    #[error("the keys were encrypted to {recipient}, which is not this deployer's key")]
-    Recipient {
-        /// The public key they were sealed to.
-        recipient: String,
-    },
-    /// What was sealed cannot be opened, or is no pair of keys.
-    #[error("the keys cannot be decrypted: {0}")]
-    Unreadable(String),
+    /// They cannot be encrypted or decrypted.
+    #[error("the keys cannot be used: {0}")]
+    Sealing(#[from] sealing::Error),
     /// A key that cannot be sent in a header.
     #[error("a key must have 1 to 4096 visible characters without a space at either end")]
     Unusable,
@@ -58,30 +35,21 @@ pub enum Error {
 }
 
 /// The deployer's own key pair.
-pub struct Keyring {
-    own: XKey,
-}
+pub struct Keyring(KeyPair);
 
 impl Keyring {
-    /// Reads the seed from a file, or makes the key and the file, readable by its owner alone.
+    /// Opens the deployer's own key, from its file.
     ///
     /// # Errors
     ///
     /// Fails when the file cannot be read or made, or holds something else.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::File { path: path.to_owned(), source };
-        let seed = match std::fs::read_to_string(path) {
-            Ok(seed) => seed,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => create(path).map_err(failed)?,
-            Err(error) => return Err(failed(error)),
-        };
-        let own = XKey::from_seed(seed.trim()).map_err(|_| Error::Seed { path: path.to_owned() })?;
-        Ok(Self { own })
+        Ok(Self(KeyPair::open(path)?))
     }
 
     /// The public key that users encrypt their keys to.
     pub fn public_key(&self) -> String {
-        self.own.public_key()
+        self.0.public_key()
     }
 
     /// A pair of new keys.
@@ -98,7 +66,7 @@ impl Keyring {
     /// # Errors
     ///
     /// Fails when they were sealed to somebody else, or cannot be used.
-    pub fn accept(&self, sealed: &SealedKeys) -> Result<KeyRing, Error> {
+    pub fn accept(&self, sealed: &Sealed) -> Result<KeyRing, Error> {
         let mut keys = self.reveal(sealed)?;
         if keys.secondary.is_empty() {
             keys.secondary = random()?;
@@ -113,16 +81,8 @@ impl Keyring {
     /// # Errors
     ///
     /// Fails when they were sealed to somebody else.
-    pub fn reveal(&self, sealed: &SealedKeys) -> Result<Keys, Error> {
-        if sealed.recipient != self.public_key() {
-            return Err(Error::Recipient { recipient: sealed.recipient.clone() });
-        }
-        let unreadable = |error: &dyn std::fmt::Display| Error::Unreadable(error.to_string());
-        let sender = XKey::from_public_key(&sealed.sender).map_err(|error| unreadable(&error))?;
-        let cipher = from_hex(&sealed.sealed).ok_or_else(|| unreadable(&"not hexadecimal digits"))?;
-        let plain = self.own.open(&cipher, &sender).map_err(|error| unreadable(&error))?;
-        // What the parser would quote is a key.
-        serde_json::from_slice(&plain).map_err(|_| unreadable(&"not the JSON of two keys"))
+    pub fn reveal(&self, sealed: &Sealed) -> Result<Keys, Error> {
+        Ok(self.0.unseal(sealed)?)
     }
 
     /// Replaces one of two keys, by one of the user's own or a new one.
@@ -132,9 +92,9 @@ impl Keyring {
     /// Fails when either pair cannot be opened, or the new key cannot be used.
     pub fn replace(
         &self,
-        current: Option<&SealedKeys>,
+        current: Option<&Sealed>,
         which: WhichKey,
-        brought: Option<&SealedKeys>,
+        brought: Option<&Sealed>,
     ) -> Result<(Keys, KeyRing), Error> {
         let mut keys = match current.map(|current| self.reveal(current)) {
             Some(Ok(keys)) => keys,
@@ -157,14 +117,7 @@ impl Keyring {
     }
 
     fn ring(&self, keys: &Keys) -> Result<KeyRing, Error> {
-        let plain = serde_json::to_vec(keys).map_err(|error| Error::Unreadable(error.to_string()))?;
-        let sender = XKey::new();
-        let cipher = sender.seal(&plain, &self.own).map_err(|error| Error::Unreadable(error.to_string()))?;
-        let sealed = SealedKeys {
-            recipient: self.public_key(),
-            sender: sender.public_key(),
-            sealed: cipher.iter().map(|byte| format!("{byte:02x}")).collect(),
-        };
+        let sealed = seal(keys, &self.public_key())?;
         Ok(KeyRing { sealed, digests: vec![digest(&keys.primary), digest(&keys.secondary)] })
     }
 }
@@ -177,24 +130,6 @@ pub fn digest(key: &str) -> Digest {
 /// The SHA-256 of bytes.
 pub fn digest_of(bytes: &[u8]) -> Digest {
     Digest::from_sha256(Sha256::digest(bytes).into())
-}
-
-/// Makes the seed's file; another deployer that made it meanwhile wins.
-fn create(path: &Path) -> io::Result<String> {
-    let seed = XKey::new().seed().map_err(io::Error::other)?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().permissions(private()).tempfile_in(folder)?;
-    file.write_all(seed.as_bytes())?;
-    file.as_file().sync_all()?;
-    match file.persist_noclobber(path) {
-        Ok(_) => Ok(seed),
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => std::fs::read_to_string(path),
-        Err(error) => Err(error.error),
-    }
-}
-
-fn private() -> std::fs::Permissions {
-    std::os::unix::fs::PermissionsExt::from_mode(0o600)
 }
 
 fn check(key: &str) -> Result<(), Error> {
@@ -217,49 +152,16 @@ fn random() -> Result<String, Error> {
     Ok(key)
 }
 
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    if !text.len().is_multiple_of(2) || !text.is_ascii() {
-        return None;
-    }
-    (0..text.len() / 2).map(|n| u8::from_str_radix(&text[2 * n..2 * n + 2], 16).ok()).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     fn keyring(folder: &Path) -> Keyring {
         Keyring::open(&folder.join("deployer.seed")).unwrap()
     }
 
-    /// What a user's side does.
-    fn seal(keys: &Keys, recipient: &str) -> SealedKeys {
-        let sender = XKey::new();
-        let to = XKey::from_public_key(recipient).unwrap();
-        let cipher = sender.seal(&serde_json::to_vec(keys).unwrap(), &to).unwrap();
-        SealedKeys {
-            recipient: recipient.to_owned(),
-            sender: sender.public_key(),
-            sealed: cipher.iter().map(|byte| format!("{byte:02x}")).collect(),
-        }
-    }
-
     fn keys(primary: &str, secondary: &str) -> Keys {
         Keys { primary: primary.to_owned(), secondary: secondary.to_owned() }
-    }
-
-    #[test]
-    fn the_deployers_own_key_is_made_once_and_for_its_owner_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = keyring(folder.path()).public_key();
-        assert!(first.starts_with('X'));
-        assert_eq!(keyring(folder.path()).public_key(), first);
-        let mode = std::fs::metadata(folder.path().join("deployer.seed")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        std::fs::write(folder.path().join("deployer.seed"), "nonsense").unwrap();
-        assert!(matches!(Keyring::open(&folder.path().join("deployer.seed")), Err(Error::Seed { .. })));
     }
 
     #[test]
@@ -279,11 +181,11 @@ mod tests {
     fn a_users_own_keys_are_accepted_and_a_missing_secondary_is_made() {
         let folder = tempfile::tempdir().unwrap();
         let keyring = keyring(folder.path());
-        let ring = keyring.accept(&seal(&keys("mine", ""), &keyring.public_key())).unwrap();
+        let ring = keyring.accept(&seal(&keys("mine", ""), &keyring.public_key()).unwrap()).unwrap();
         let kept = keyring.reveal(&ring.sealed).unwrap();
         assert_eq!((kept.primary.as_str(), kept.secondary.len()), ("mine", 32));
         for bad in ["", " mine", "a\nb", "ключ"] {
-            let refused = keyring.accept(&seal(&keys(bad, "fine"), &keyring.public_key()));
+            let refused = keyring.accept(&seal(&keys(bad, "fine"), &keyring.public_key()).unwrap());
             assert!(matches!(refused, Err(Error::Unusable)), "{bad:?}");
         }
     }
@@ -292,21 +194,22 @@ mod tests {
     fn keys_for_another_deployer_are_not_accepted() {
         let folder = tempfile::tempdir().unwrap();
         let keyring = keyring(folder.path());
-        let other = XKey::new().public_key();
-        assert!(matches!(keyring.accept(&seal(&keys("a", "b"), &other)), Err(Error::Recipient { .. })));
-        let mut sealed = seal(&keys("a", "b"), &other);
+        let other = KeyPair::open(&folder.path().join("other.seed")).unwrap().public_key();
+        let mut sealed = seal(&keys("a", "b"), &other).unwrap();
+        let refused = keyring.accept(&sealed);
+        assert!(matches!(refused, Err(Error::Sealing(sealing::Error::Recipient { .. }))));
         sealed.recipient = keyring.public_key();
-        assert!(matches!(keyring.accept(&sealed), Err(Error::Unreadable(_))));
+        assert!(matches!(keyring.accept(&sealed), Err(Error::Sealing(sealing::Error::Unreadable(_)))));
     }
 
     #[test]
     fn one_key_is_replaced_and_the_other_stays() {
         let folder = tempfile::tempdir().unwrap();
         let keyring = keyring(folder.path());
-        let ring = keyring.accept(&seal(&keys("first", "second"), &keyring.public_key())).unwrap();
+        let ring = keyring.accept(&seal(&keys("first", "second"), &keyring.public_key()).unwrap()).unwrap();
         let (now, ring) = keyring.replace(Some(&ring.sealed), WhichKey::Primary, None).unwrap();
         assert_eq!((now.primary.len(), now.secondary.as_str()), (32, "second"));
-        let brought = seal(&keys("ignored", "third"), &keyring.public_key());
+        let brought = seal(&keys("ignored", "third"), &keyring.public_key()).unwrap();
         let (now, _) = keyring.replace(Some(&ring.sealed), WhichKey::Secondary, Some(&brought)).unwrap();
         assert_eq!((now.primary.len(), now.secondary.as_str()), (32, "third"));
     }

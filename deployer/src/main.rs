@@ -6,7 +6,10 @@ use deployer::Args;
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let rt = runtime::start("deployer", &args.common).await?;
+    if args.common.is_ready {
+        return Ok(runtime::admin::ask(args.common.admin_address).await?);
+    }
+    let rt = runtime::start("deployer", &args.common, Some(&args.store)).await?;
     deployer::run(args.try_into()?, rt.clone()).await?;
     rt.finish().await
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use runtime::config::CommonArgs;
+use runtime::config::{CommonArgs, StoreArgs};
 
 use crate::walk::Limits;
 
@@ -13,6 +13,9 @@ pub struct Args {
     /// Settings that every component has.
     #[command(flatten)]
     pub common: CommonArgs,
+    /// Where archives, models and logs lie.
+    #[command(flatten)]
+    pub store: StoreArgs,
     /// How many projects are packaged at a time
     #[arg(long, env = "KAAI_PACKAGER_JOBS", default_value_t = 4, value_name = "NUMBER")]
     pub jobs: usize,

@@ -73,6 +73,7 @@ pub(crate) fn decide(attempt: Attempt, outcome: Outcome) -> Action {
             archive: done.archive,
             spec: done.spec,
             sealed_keys: done.sealed_keys,
+            sealed_login: done.sealed_login,
             warnings: done.warnings,
             took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             extra: serde_json::Map::new(),
@@ -125,7 +126,7 @@ mod tests {
     fn done() -> Done {
         let spec = serde_json::from_str(r#"{"entryScript": "score.py"}"#).unwrap();
         let archive = Archive { digest: Digest::from_sha256([1; 32]), size: 3, files: 2, ignored: 1 };
-        Done { archive, spec, sealed_keys: None, warnings: vec!["w".to_owned()] }
+        Done { archive, spec, sealed_keys: None, sealed_login: None, warnings: vec!["w".to_owned()] }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use proto::{
     deployer::DeploymentProgressed,
     failure::{Failure, Stage},
     id::{Digest, Generation, ModelName, ServiceName, Workspace},
-    packager::{Archive, DeploymentRequested, SealedKeys, Source},
+    packager::{Archive, DeploymentRequested, RegistryLogin, Sealed, Source},
     query::{Keys, RegisterModel},
     spec::{ModelRef, ServiceSpec},
     subject,
@@ -14,8 +14,10 @@ use proto::{
 use runtime::{
     Runtime,
     bus::{Bucket, Bus},
+    sealing,
     store::archive_key,
 };
+use serde::Serialize;
 use tempfile::TempDir;
 use tokio::time::{Duration, Instant, sleep};
 
@@ -24,7 +26,7 @@ use crate::{
     metrics::Metrics,
     project::{self, Project, given, models::NamedModel},
     registry::Registry,
-    seal,
+    shelf::Shelf,
     source::{Checkout, Means, checkout, fetch_archive},
     trouble::{TOO_BIG, io, packed, walked},
     upload::{Contents, contents},
@@ -34,13 +36,21 @@ use crate::{
 
 pub(crate) use crate::trouble::Error;
 
-/// How long the deployer's public key is waited for: a deployer that has never run yet has none.
-const DEPLOYER: Duration = Duration::from_secs(30);
+/// How long the public key of another component is waited for: one that has never run yet has none.
+const PUBLIC_KEY: Duration = Duration::from_secs(30);
+
+/// What a project's own files say that nobody but one component may read.
+#[derive(Default)]
+struct Secrets {
+    keys: Option<Keys>,
+    login: Option<RegistryLogin>,
+}
 
 /// What jobs share.
 pub(crate) struct Parts {
     pub(crate) rt: Runtime,
     pub(crate) registry: Registry,
+    pub(crate) shelf: Shelf,
     pub(crate) facts: Bucket<String>,
     pub(crate) limits: Limits,
     pub(crate) folders: Vec<PathBuf>,
@@ -62,7 +72,8 @@ pub(crate) struct Job<'a> {
 pub(crate) struct Done {
     pub(crate) archive: Archive,
     pub(crate) spec: ServiceSpec,
-    pub(crate) sealed_keys: Option<SealedKeys>,
+    pub(crate) sealed_keys: Option<Sealed>,
+    pub(crate) sealed_login: Option<Sealed>,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -96,7 +107,7 @@ impl Job<'_> {
                 let checkout = self.checkout().await?;
                 let files = given_files(&spec, &checkout, self.parts.limits).await?;
                 let archive = self.pack(files).await?;
-                self.done(spec, archive, None, Vec::new()).await
+                self.done(spec, archive, Secrets::default(), Vec::new()).await
             }
             (None, _) => {
                 let checkout = self.checkout().await?;
@@ -125,7 +136,8 @@ impl Job<'_> {
     /// The sender has read and packed the project already: what it sent is the archive.
     async fn as_sent(&self, spec: ServiceSpec, digest: &Digest) -> Result<Done, Error> {
         let temporary = TempDir::new_in(self.parts.work.path()).map_err(|error| io(self.parts.work.path(), &error))?;
-        let zip = fetch_archive(digest, &self.parts.rt.store, temporary.path()).await?;
+        self.parts.shelf.hold(digest).await?;
+        let zip = fetch_archive(digest, &self.parts.shelf.store, temporary.path()).await?;
         let size = std::fs::metadata(&zip).map_err(|error| io(&zip, &error))?.len();
         let script = spec.entry_script.clone();
         let found = blocking(move || contents(&zip, &script)).await?;
@@ -142,7 +154,7 @@ impl Job<'_> {
             return Err(wrong(cause, "name the entry script by its path in the archive").into());
         }
         let archive = Archive { digest: digest.clone(), size, files, ignored: 0 };
-        self.done(spec, archive, None, Vec::new()).await
+        self.done(spec, archive, Secrets::default(), Vec::new()).await
     }
 
     /// The project's own files say what it is.
@@ -150,7 +162,7 @@ impl Job<'_> {
         let (folder, options, service) = (checkout.folder.clone(), self.request.options.clone(), self.service.clone());
         let (limits, links) = (self.parts.limits, checkout.links);
         let read = blocking(move || project::read_within(&folder, &options, &service, limits, links)).await?;
-        let Project { mut spec, files, models, registered, keys, warnings } = read?;
+        let Project { mut spec, files, models, registered, keys, login, warnings } = read?;
         for (name, version) in &registered {
             spec.models.push(self.reference(name, *version).await?);
         }
@@ -158,22 +170,20 @@ impl Job<'_> {
             spec.models.push(self.register(model, checkout.links).await?);
         }
         let archive = self.pack(files).await?;
-        self.done(spec, archive, keys, warnings).await
+        self.done(spec, archive, Secrets { keys, login }, warnings).await
     }
 
     async fn done(
         &self,
         spec: ServiceSpec,
         archive: Archive,
-        keys: Option<Keys>,
+        secrets: Secrets,
         warnings: Vec<String>,
     ) -> Result<Done, Error> {
-        let sealed_keys = match (&self.request.sealed_keys, keys) {
-            (Some(sealed), _) => Some(sealed.clone()),
-            (None, Some(keys)) => Some(self.sealed(&keys).await?),
-            (None, None) => None,
-        };
-        Ok(Done { archive, spec, sealed_keys, warnings })
+        let (request, Secrets { keys, login }) = (&self.request, secrets);
+        let sealed_keys = self.sealed(request.sealed_keys.as_ref(), keys.as_ref(), subject::DEPLOYER_KEY).await?;
+        let sealed_login = self.sealed(request.sealed_login.as_ref(), login.as_ref(), subject::BUILDER_KEY).await?;
+        Ok(Done { archive, spec, sealed_keys, sealed_login, warnings })
     }
 
     /// What a specification says of registered models must be so.
@@ -222,33 +232,40 @@ impl Job<'_> {
     }
 
     async fn store(&self, archive: &Archive, zip: &Path) -> Result<(), Error> {
-        let (store, metrics) = (&self.parts.rt.store, &self.parts.metrics);
-        let key = archive_key(&archive.digest);
+        let (shelf, metrics) = (&self.parts.shelf, &self.parts.metrics);
         // The name is the content's: what is there with that length is what would be written.
-        if store.size(&key).await? == Some(archive.size) {
+        if shelf.has(&archive.digest, archive.size).await? {
             metrics.present.inc();
             return Ok(());
         }
-        store.put_file(&key, zip).await?;
+        shelf.store.put_file(&archive_key(&archive.digest), zip).await?;
         metrics.stored.inc();
         Ok(())
     }
 
-    async fn sealed(&self, keys: &Keys) -> Result<SealedKeys, Error> {
-        let deadline = Instant::now() + DEPLOYER;
+    /// What came encrypted with the request, else what the project says, encrypted to the component that is to read it.
+    async fn sealed<T: Serialize>(
+        &self,
+        brought: Option<&Sealed>,
+        read: Option<&T>,
+        recipient: &'static str,
+    ) -> Result<Option<Sealed>, Error> {
+        let Some(value) = read.filter(|_| brought.is_none()) else { return Ok(brought.cloned()) };
+        let deadline = Instant::now() + PUBLIC_KEY;
         let facts = &self.parts.facts;
-        let recipient = loop {
-            let found = facts.get(subject::DEPLOYER_KEY).await.map_err(|error| Error::Transient(error.to_string()))?;
+        let key = loop {
+            let found = facts.get(recipient).await.map_err(|error| Error::Transient(error.to_string()))?;
             match found {
                 Some(entry) => break entry.value,
                 None if Instant::now() < deadline => sleep(Duration::from_millis(200)).await,
                 None => {
-                    let cause = "no deployer has told its public key yet; does one run?";
-                    return Err(Error::Transient(cause.to_owned()));
+                    let component = recipient.split('.').next().unwrap_or(recipient);
+                    let cause = format!("no {component} has told its public key yet; does one run?");
+                    return Err(Error::Transient(cause));
                 }
             }
         };
-        seal::seal(keys, &recipient).map_err(|error| Error::Transient(error.to_string()))
+        sealing::seal(value, &key).map(Some).map_err(|error| Error::Transient(error.to_string()))
     }
 }
 

@@ -18,7 +18,7 @@ use std::path::{Component, Path};
 use proto::{
     failure::{Failure, Stage},
     id::{ModelName, ServiceName},
-    packager::ProjectOptions,
+    packager::{ProjectOptions, RegistryLogin},
     query::Keys,
     secret,
     spec::{MAX_MODELS, ServiceSpec},
@@ -64,6 +64,8 @@ pub struct Project {
     pub registered: Vec<(ModelName, u32)>,
     /// The keys of the deployment configuration, in the clear; an empty secondary key is to be kept or made.
     pub keys: Option<Keys>,
+    /// The login at the registry of the base image, in the clear.
+    pub login: Option<RegistryLogin>,
     /// What the user should know though it stops nothing.
     pub warnings: Vec<String>,
 }
@@ -111,6 +113,9 @@ fn read_at(place: &Place, options: &ProjectOptions, service: &ServiceName, limit
     if let Some(file) = deployment.file.filter(|file| deployment.keys.is_some() && sent.files.contains(file)) {
         warnings.push(format!("{file} holds keys and is sent with the project: leave it out with .amlignore"));
     }
+    if inference.login.is_some() && sent.files.contains(file) {
+        warnings.push(format!("{file} holds a login and is sent with the project: leave it out with .amlignore"));
+    }
     let spec = ServiceSpec {
         entry_script: sent.entry_script,
         source_directory: sent.source_directory,
@@ -130,7 +135,15 @@ fn read_at(place: &Place, options: &ProjectOptions, service: &ServiceName, limit
     };
     given::check_size(&spec)?;
     let (named, registered) = (models.named, models.registered);
-    Ok(Project { spec, files: sent.files, models: named, registered, keys: deployment.keys, warnings })
+    Ok(Project {
+        spec,
+        files: sent.files,
+        models: named,
+        registered,
+        keys: deployment.keys,
+        login: inference.login,
+        warnings,
+    })
 }
 
 /// What of a project is sent, and where its script lies in it.

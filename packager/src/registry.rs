@@ -9,16 +9,18 @@ use proto::{
 use runtime::{
     bus::{self, Bucket, Bus},
     clock,
-    store::{Store, archive_key},
 };
 
-use crate::trouble::{refused_by_store, unavailable};
+use crate::{
+    shelf::{self, Shelf},
+    trouble::{refused_by_shelf, unavailable},
+};
 
 /// The models of all workspaces.
 #[derive(Clone)]
 pub(crate) struct Registry {
     models: Bucket<Model>,
-    store: Store,
+    shelf: Shelf,
 }
 
 /// A model could not be registered or found.
@@ -29,27 +31,27 @@ pub(crate) enum Error {
     #[error(transparent)]
     Bus(#[from] bus::Error),
     #[error(transparent)]
-    Store(#[from] runtime::store::Error),
+    Shelf(#[from] shelf::Error),
 }
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         match error {
             Error::Refused(refusal) => refusal,
-            Error::Store(error) => refused_by_store(&error),
+            Error::Shelf(error) => refused_by_shelf(&error),
             Error::Bus(error) => unavailable(error.to_string(), "try again"),
         }
     }
 }
 
 impl Registry {
-    pub(crate) async fn open(bus: &Bus, store: Store) -> Result<Self, bus::Error> {
-        Ok(Self { models: bus.bucket(subject::MODELS).await?, store })
+    pub(crate) async fn open(bus: &Bus, shelf: Shelf) -> Result<Self, bus::Error> {
+        Ok(Self { models: bus.bucket(subject::MODELS).await?, shelf })
     }
 
     /// Registers a version. Asked again with the same answer wanted (`reuse`, or a version that has these very files), it changes nothing.
     pub(crate) async fn register(&self, workspace: &Workspace, wanted: &RegisterModel) -> Result<ModelVersion, Error> {
-        if self.store.size(&archive_key(&wanted.archive.digest)).await? != Some(wanted.archive.size) {
+        if !self.shelf.has(&wanted.archive.digest, wanted.archive.size).await? {
             let cause = format!("the files of {} are not in the object store", wanted.name);
             return Err(Error::Refused(Refusal::new("invalid", cause, "send them first")));
         }

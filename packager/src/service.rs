@@ -6,7 +6,7 @@ use proto::{
     event::Event,
     id::{Generation, Workspace},
     packager::DeploymentRequested,
-    query::{ListModels, Query, Refusal, RegisterModel, UploadDone, UploadTicket},
+    query::{ListModels, Prune, Query, Refusal, RegisterModel, UploadDone, UploadTicket},
     subject,
 };
 use runtime::{
@@ -21,7 +21,10 @@ use crate::{
     decide::{Action, Attempt, Outcome, Settlement, decide, settle},
     job::{self, Job, News, Parts},
     metrics::Metrics,
+    needs,
+    prune::Pruner,
     registry::Registry,
+    shelf::Shelf,
     upload::Uploads,
     work::Work,
 };
@@ -37,8 +40,10 @@ const ANSWERS: usize = 8;
 ///
 /// Fails when the bus cannot be used at all, or the folder for work cannot be written.
 pub async fn run(config: Config, rt: Runtime) -> Result<(), Error> {
+    let shelf = Shelf::open(&rt.bus, rt.store.clone()).await?;
     let parts = Arc::new(Parts {
-        registry: Registry::open(&rt.bus, rt.store.clone()).await?,
+        registry: Registry::open(&rt.bus, shelf.clone()).await?,
+        shelf: shelf.clone(),
         facts: rt.bus.bucket::<String>(subject::FACTS).await?,
         limits: config.limits,
         folders: config.folders,
@@ -46,8 +51,15 @@ pub async fn run(config: Config, rt: Runtime) -> Result<(), Error> {
         metrics: Metrics::new(&rt.metrics),
         rt: rt.clone(),
     });
-    let uploads = Uploads::open(&rt.bus, rt.store.clone(), config.max_upload).await?;
+    let uploads = Uploads::open(&rt.bus, shelf.clone(), config.max_upload).await?;
     answer_questions(&parts, &uploads).await?;
+    let buckets = Arc::new(needs::buckets(&rt.bus).await?);
+    let pruner = Pruner { shelf, bus: rt.bus.clone(), buckets, turn: Arc::default() };
+    serve::<Prune, _>(&rt, move |_, query| {
+        let pruner = pruner.clone();
+        async move { pruner.prune(&query).await }
+    })
+    .await?;
     let queue = WorkQueue {
         consumer: "packager",
         subjects: vec![subject::any::<DeploymentRequested>()],

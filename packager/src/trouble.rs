@@ -12,7 +12,7 @@ use proto::{
 use runtime::store;
 
 use crate::{
-    archive, registry,
+    archive, registry, shelf,
     walk::{self, MAX_NAMED},
     work,
 };
@@ -40,7 +40,16 @@ impl From<registry::Error> for Error {
             registry::Error::Refused(refusal) => {
                 Failure::project(Stage::Packaging, refusal.cause, refusal.remedy).into()
             }
-            registry::Error::Store(error) => error.into(),
+            registry::Error::Shelf(error) => error.into(),
+            other => Self::Transient(other.to_string()),
+        }
+    }
+}
+
+impl From<shelf::Error> for Error {
+    fn from(error: shelf::Error) -> Self {
+        match error {
+            shelf::Error::Store(error) => error.into(),
             other => Self::Transient(other.to_string()),
         }
     }
@@ -197,6 +206,14 @@ pub(crate) fn unavailable(cause: impl Into<String>, remedy: &str) -> Refusal {
 /// What keeps the packager from answering, where the object store is why.
 pub(crate) fn refused_by_store(error: &store::Error) -> Refusal {
     Full::of_store(error).map_or_else(|| unavailable(error.to_string(), "try again"), Refusal::from)
+}
+
+/// What keeps the packager from answering, where an archive cannot be looked for.
+pub(crate) fn refused_by_shelf(error: &shelf::Error) -> Refusal {
+    match error {
+        shelf::Error::Store(error) => refused_by_store(error),
+        other => unavailable(other.to_string(), "try again"),
+    }
 }
 
 /// What keeps the packager from answering, where a folder of its own is why.

@@ -14,23 +14,26 @@ use proto::{
 use runtime::{
     bus::Bus,
     pieces::{PIECE, Pieces},
-    store::{Store, archive_key},
+    store::archive_key,
 };
 use sha2::{Digest as _, Sha256};
 
-use crate::trouble::{refused_by_folder, refused_by_store, unavailable};
+use crate::{
+    shelf::Shelf,
+    trouble::{refused_by_folder, refused_by_shelf, refused_by_store, unavailable},
+};
 
 /// Takes uploads.
 #[derive(Clone)]
 pub(crate) struct Uploads {
     pieces: Pieces,
-    store: Store,
+    shelf: Shelf,
     max: u64,
 }
 
 impl Uploads {
-    pub(crate) async fn open(bus: &Bus, store: Store, max: u64) -> Result<Self, runtime::bus::Error> {
-        Ok(Self { pieces: bus.pieces(subject::UPLOADS).await?, store, max })
+    pub(crate) async fn open(bus: &Bus, shelf: Shelf, max: u64) -> Result<Self, runtime::bus::Error> {
+        Ok(Self { pieces: bus.pieces(subject::UPLOADS).await?, shelf, max })
     }
 
     /// Says how an archive should be sent, and what of it is there already.
@@ -87,14 +90,13 @@ impl Uploads {
         }
         check_zip(whole.path()).await?;
         let key = archive_key(&sent.digest);
-        self.store.put_file(&key, whole.path()).await.map_err(|error| refused_by_store(&error))?;
+        self.shelf.store.put_file(&key, whole.path()).await.map_err(|error| refused_by_store(&error))?;
         self.forget(&sent.digest, count).await;
         Ok(())
     }
 
     async fn is_there(&self, digest: &Digest, size: u64) -> Result<bool, Refusal> {
-        let found = self.store.size(&archive_key(digest)).await.map_err(|error| refused_by_store(&error))?;
-        Ok(found == Some(size))
+        self.shelf.has(digest, size).await.map_err(|error| refused_by_shelf(&error))
     }
 
     fn too_long(&self, size: u64) -> Refusal {

@@ -8,7 +8,7 @@ use crate::{
     event::Event,
     failure::Failure,
     id::{EnvironmentHash, Generation, InstanceId},
-    packager::{Archive, SealedKeys},
+    packager::{Archive, Sealed},
     spec::ServiceSpec,
 };
 
@@ -24,7 +24,7 @@ pub struct ImageResolved {
     pub spec: ServiceSpec,
     /// The service's keys, encrypted to the deployer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sealed_keys: Option<SealedKeys>,
+    pub sealed_keys: Option<Sealed>,
     /// What the user should know though it stops nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

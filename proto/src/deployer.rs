@@ -150,7 +150,7 @@ pub struct ServiceRecord {
     pub scale_sequence: u64,
     /// The keys, encrypted to the deployer itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sealed_keys: Option<crate::packager::SealedKeys>,
+    pub sealed_keys: Option<crate::packager::Sealed>,
     /// What the router compares keys with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub key_digests: Vec<Digest>,
@@ -201,7 +201,7 @@ fn no_generation() -> Generation {
 #[serde(rename_all = "camelCase")]
 pub struct KeyRing {
     /// The keys, encrypted to the deployer itself.
-    pub sealed: crate::packager::SealedKeys,
+    pub sealed: crate::packager::Sealed,
     /// The SHA-256 of each.
     pub digests: Vec<Digest>,
 }

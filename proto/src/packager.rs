@@ -24,9 +24,13 @@ pub struct DeploymentRequested {
     /// Which files to read and what to put in their place, when `spec` is left out.
     #[serde(default)]
     pub options: ProjectOptions,
-    /// The service's keys, encrypted to the deployer; generated when left out.
+    /// The service's keys, encrypted to the deployer: the JSON of [`crate::query::Keys`], where an empty secondary key is one to be
+    /// generated. Both are generated when this is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sealed_keys: Option<SealedKeys>,
+    pub sealed_keys: Option<Sealed>,
+    /// The login at the registry of the base image, encrypted to the builder: the JSON of [`RegistryLogin`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed_login: Option<Sealed>,
     /// What a newer version says and this one does not know.
     #[serde(flatten)]
     pub extra: Extra,
@@ -85,18 +89,34 @@ pub struct ProjectOptions {
     pub no_models: bool,
 }
 
-/// Two keys, encrypted to the deployer's public key: no one else can read them.
-///
-/// The plain text is the JSON of [`crate::query::Keys`]; an empty secondary key is one to be generated.
+/// Something secret, encrypted to the public key of one component: no one else can read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct SealedKeys {
-    /// The public key (a NATS xkey) that they are encrypted to.
+pub struct Sealed {
+    /// The public key (a NATS xkey) that it is encrypted to.
     pub recipient: String,
-    /// The public key (a NATS xkey made for this once) of whoever encrypted them; it is needed to decrypt them.
+    /// The public key (a NATS xkey made for this once) of whoever encrypted it; it is needed to decrypt it.
     pub sender: String,
     /// The cipher text as `nkeys::XKey::seal` gives it, in hexadecimal digits.
     pub sealed: String,
+}
+
+/// A user's own login at the registry of a base image; it is sent encrypted alone, and never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryLogin {
+    /// Host and port of the registry, `registry.example.com:5000`.
+    pub host: String,
+    /// The user's name there.
+    pub username: String,
+    /// The password or token.
+    pub password: String,
+}
+
+impl std::fmt::Debug for RegistryLogin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RegistryLogin({} at {})", self.username, self.host)
+    }
 }
 
 /// A project lies in the object store, and its specification is complete.
@@ -111,7 +131,10 @@ pub struct ProjectPackaged {
     pub spec: ServiceSpec,
     /// The service's keys, encrypted to the deployer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sealed_keys: Option<SealedKeys>,
+    pub sealed_keys: Option<Sealed>,
+    /// The login at the registry of the base image, encrypted to the builder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed_login: Option<Sealed>,
     /// What the user should know though it stops nothing, unknown keys of a v1 file for example.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -167,4 +190,22 @@ pub struct ModelVersion {
     pub entry: String,
     /// When it was registered (RFC 3339, UTC).
     pub created: String,
+}
+
+/// Who counts on an archive: one entry of the archives bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum ArchiveLease {
+    /// Somebody was told that it is there, or that its pieces may come: until then it is not deleted.
+    #[serde(rename_all = "camelCase")]
+    InUse {
+        /// Until when (Unix milliseconds).
+        until_ms: u64,
+    },
+    /// It is being deleted: until then nobody is told that it is there.
+    #[serde(rename_all = "camelCase")]
+    Going {
+        /// Until when (Unix milliseconds); later, whoever deleted it has died.
+        until_ms: u64,
+    },
 }

@@ -129,6 +129,84 @@ impl Query for ListModels {
     type Reply = Vec<Model>;
 }
 
+/// Asks the packager what of the object store nobody needs any more, or has it deleted. Asked again, it goes on with what is left.
+///
+/// It speaks of all workspaces: equal archives are kept once for all of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Prune {
+    /// What was written, or mentioned by a deployment, within this time stays; at least [`MIN_PRUNE_AGE_SECONDS`].
+    pub older_than_seconds: u64,
+    /// Whether it is deleted, at most [`MOST_PRUNED`] objects at a time.
+    #[serde(default)]
+    pub apply: bool,
+}
+
+impl Query for Prune {
+    const NAME: &'static str = "prune";
+    type Reply = Pruned;
+}
+
+/// The shortest time for which what nobody needs is kept: a deployment may be under way that will need it.
+pub const MIN_PRUNE_AGE_SECONDS: u64 = 3600;
+
+/// How many objects one answer to [`Prune`] names at most.
+pub const MOST_PRUNED: usize = 200;
+
+/// What of the object store nobody needs any more, oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Pruned {
+    /// The objects, at most [`MOST_PRUNED`].
+    pub objects: Vec<PrunedObject>,
+    /// How many more there are.
+    pub more: u64,
+    /// The bytes of all that can be deleted, or of what was.
+    pub bytes: u64,
+}
+
+/// An object that nobody needs any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PrunedObject {
+    /// What it is.
+    pub kind: StoredKind,
+    /// Its key in the object store.
+    pub key: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// When it was last written (Unix milliseconds).
+    pub written_ms: u64,
+    /// Why nobody needs it.
+    pub why: String,
+    /// What became of it.
+    pub outcome: PruneOutcome,
+}
+
+/// What lies in the object store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoredKind {
+    /// The zip of a project or of a model's files.
+    Archive,
+    /// The log of a build.
+    BuildLog,
+    /// What an upload left that was killed.
+    UnfinishedUpload,
+}
+
+/// What became of an object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PruneOutcome {
+    /// It would be deleted.
+    Deletable,
+    /// It was deleted.
+    Deleted,
+    /// It is there still, and why.
+    Kept(String),
+}
+
 /// Asks the deployer for the keys of a service. The answer is for the asker alone; it is never stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -168,7 +246,7 @@ pub struct RegenerateKey {
     pub which: WhichKey,
     /// The new keys, encrypted to the deployer, when the user brings his own; only the one named counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sealed_keys: Option<crate::packager::SealedKeys>,
+    pub sealed_keys: Option<crate::packager::Sealed>,
 }
 
 impl Query for RegenerateKey {

@@ -23,6 +23,9 @@ pub const ROUTES: &str = "kaai_routes";
 /// Registered models, by [`model_key`]; owned by the packager.
 pub const MODELS: &str = "kaai_models";
 
+/// Who counts on an archive, and which are about to be deleted, by the digits of their digests; owned by the packager.
+pub const ARCHIVES: &str = "kaai_archives";
+
 /// What is known of environments, by hash; owned by the builder.
 pub const ENVIRONMENTS: &str = "kaai_environments";
 
@@ -34,6 +37,9 @@ pub const FACTS: &str = "kaai_facts";
 
 /// The entry of [`FACTS`] that holds the public key which keys of services are encrypted to.
 pub const DEPLOYER_KEY: &str = "deployer.public-key";
+
+/// The entry of [`FACTS`] that holds the public key which logins at registries are encrypted to.
+pub const BUILDER_KEY: &str = "builder.public-key";
 
 /// Pieces of archives on their way to the packager, in the bus's object store.
 pub const UPLOADS: &str = "kaai_uploads";

@@ -1,24 +1,32 @@
 //! Settings: as typed ([`Args`]) and as checked ([`Config`]).
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use runtime::config::CommonArgs;
 use tokio::{sync::oneshot, time::Duration};
+
+use crate::hold::Hold;
 
 /// The smallest buffer of a connection that the HTTP codec takes.
 const SMALLEST_BUFFER: usize = 8 * 1024;
 
 /// kaai's router: authenticates, queues, picks a replica, forwards, measures
 #[derive(Debug, Parser)]
-#[command(name = "kaai-router", version)]
+#[command(name = "kaai-router", version, args_conflicts_with_subcommands = true)]
 pub struct Args {
+    /// What to do in place of routing.
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Settings that every component has.
     #[command(flatten)]
     pub common: CommonArgs,
     /// Address for callers; port 0 takes a free one
     #[arg(long, env = "KAAI_ROUTER_ADDRESS", default_value = "127.0.0.1:8080")]
     pub address: SocketAddr,
+    /// Unix socket of a holder (kaai-router hold): take the listening socket from it in place of --address; no caller is refused while a router restarts
+    #[arg(long, env = "KAAI_ROUTER_HELD", value_name = "FILE")]
+    pub held: Option<PathBuf>,
     /// Threads that serve requests [default: one a core]
     #[arg(long, env = "KAAI_ROUTER_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
@@ -57,11 +65,20 @@ pub struct Args {
     pub grace_ms: u64,
 }
 
+/// What the program does in place of routing.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Hold the listening socket of routers, so that they can be restarted while callers connect
+    Hold(Hold),
+}
+
 /// What the router needs to run. `Config::default()` is what the program does without options.
 #[derive(Debug)]
 pub struct Config {
     /// Address for callers; port 0 takes a free one.
     pub address: SocketAddr,
+    /// The unix socket of a holder, whose listening socket is used in place of `address`.
+    pub held: Option<PathBuf>,
     /// Threads that serve requests; at least 1.
     pub threads: usize,
     /// How long requests may take to finish at shutdown.
@@ -132,6 +149,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             address: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            held: None,
             threads: cores(),
             drain: Duration::from_secs(30),
             limits: Limits::default(),
@@ -153,6 +171,7 @@ impl TryFrom<Args> for Config {
         };
         Ok(Self {
             address: args.address,
+            held: args.held,
             threads: args.threads.map_or_else(cores, usize::from),
             drain: Duration::from_secs(args.common.drain_seconds),
             limits: Limits {

@@ -22,6 +22,8 @@ mod config;
 mod forward;
 mod gate;
 mod headers;
+mod held;
+mod hold;
 mod identity;
 mod latency;
 mod leftover;
@@ -48,7 +50,9 @@ use runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 pub use crate::{
-    config::{Args, Config, Invalid, Limits},
+    config::{Args, Command, Config, Invalid, Limits},
+    held::Error as HeldError,
+    hold::{Error as HoldError, Hold, hold},
     listener::{Error as ListenError, Listeners},
     open_files::raise_open_file_limit,
     routes::{News, Routes, Told},
@@ -62,23 +66,33 @@ pub enum Error {
     /// The address for callers cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// No listening socket is handed out.
+    #[error(transparent)]
+    Held(#[from] HeldError),
     /// The bus cannot be used.
     #[error(transparent)]
     Bus(#[from] runtime::bus::Error),
-    /// The system gives no thread.
+    /// The system gives no thread, or no socket for one.
     #[error("cannot start a serving thread: {0}")]
     Thread(std::io::Error),
 }
 
 /// Routes requests until `rt.shutdown`, then finishes those in hand: at most `config.drain`.
 ///
-/// The address is bound at once, and told to `config.bound`; connections are accepted when all routes are known.
+/// The address is bound, or its socket taken from a holder, at once, and told to `config.bound`; connections are accepted when all routes are known.
 ///
 /// # Errors
 ///
 /// Fails when the address cannot be listened on, the bus cannot be had for 30 s, or no thread can be started.
 pub async fn run(config: Config, rt: Runtime) -> Result<(), Error> {
-    let listeners = Listeners::bind(config.address, config.threads.max(1))?;
+    let threads = config.threads.max(1);
+    let (listeners, held) = match &config.held {
+        None => (Listeners::bind(config.address, threads)?, None),
+        Some(path) => {
+            let Some(held) = held::wait_for(path, &rt.shutdown).await? else { return Ok(()) };
+            (held.listeners(threads).map_err(Error::Thread)?, Some((held, path.clone())))
+        }
+    };
     let address = listeners.address();
     if let Some(bound) = config.bound {
         // Whoever asked may have lost interest.
@@ -92,7 +106,10 @@ pub async fn run(config: Config, rt: Runtime) -> Result<(), Error> {
     }
     let server =
         Server::start_metered(listeners, &routes, &config.limits, config.drain, &meters).map_err(Error::Thread)?;
-    tracing::info!(%address, threads = config.threads, "routing");
+    if let Some((held, path)) = held {
+        rt.tasks.spawn(held::follow(held, path, server.doors(), rt.shutdown.clone()));
+    }
+    tracing::info!(%address, threads, "routing");
     let silence = CancellationToken::new();
     let telling = rt.tasks.spawn(service::tell(rt.clone(), routes.clone(), news, silence.clone()));
     rt.health.ready(true);

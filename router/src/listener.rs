@@ -1,4 +1,4 @@
-//! The address for callers: one listening socket a thread, between which the kernel divides connections.
+//! The address for callers: one listening socket a thread, between which the kernel divides connections; or one for all, from a holder.
 
 use std::{
     io,
@@ -14,7 +14,9 @@ const BACKLOG: i32 = 4096;
 #[derive(Debug)]
 pub struct Listeners {
     pub(crate) sockets: Vec<TcpListener>,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
+    /// Whether a holder keeps the socket open when this router has gone: then whoever waits in it waits for the next one.
+    pub(crate) held: bool,
 }
 
 /// The address cannot be listened on.
@@ -52,13 +54,25 @@ impl Listeners {
         for _ in 1..threads {
             sockets.push(listen(address, true).map_err(error)?);
         }
-        Ok(Self { sockets, address })
+        Ok(Self { sockets, address, held: false })
     }
 
     /// The address in use.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+}
+
+/// Listens on an address for a holder. A router may still have the socket of the holder before, which is no reason to stop.
+///
+/// # Errors
+///
+/// Fails when a program of another kind or another user listens there, or the address cannot be had.
+pub(crate) fn listen_beside(address: SocketAddr) -> Result<TcpListener, Error> {
+    if address.port() != 0 && listen(address, false).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
+        tracing::warn!(%address, "a program of this user listens there already: a router with the socket of the last holder, or a stranger");
+    }
+    listen(address, true).map_err(|error| explain(address, error))
 }
 
 fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {

@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use runtime::shutdown::Tasks;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::Duration,
 };
 
@@ -37,6 +37,33 @@ pub struct Server {
     address: SocketAddr,
     stopping: Stopping,
     ended: Vec<oneshot::Receiver<()>>,
+    doors: Doors,
+}
+
+/// Where the serving threads get other listening sockets.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Doors(Vec<mpsc::UnboundedSender<StdListener>>);
+
+impl Doors {
+    pub(crate) fn threads(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Has each thread accept on another socket from now on.
+    pub(crate) fn open(&self, listeners: Listeners) {
+        for (thread, socket) in self.0.iter().zip(listeners.sockets) {
+            // A thread that has ended needs none.
+            let _ = thread.send(socket);
+        }
+    }
+}
+
+/// Where one thread accepts connections.
+struct Door {
+    socket: StdListener,
+    /// Whether the socket outlives this router.
+    held: bool,
+    next: mpsc::UnboundedReceiver<StdListener>,
 }
 
 impl Server {
@@ -58,18 +85,22 @@ impl Server {
     ) -> io::Result<Self> {
         let address = listeners.address();
         let limits = Arc::new(limits.clone());
-        let mut server = Self { address, stopping: Stopping::default(), ended: Vec::new() };
+        let held = listeners.held;
+        let mut server = Self { address, stopping: Stopping::default(), ended: Vec::new(), doors: Doors::default() };
         let connections = limits.max_connections.div_ceil(listeners.sockets.len()).clamp(1, Semaphore::MAX_PERMITS);
         for (index, socket) in listeners.sockets.into_iter().enumerate() {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let (end, ended) = oneshot::channel();
+            let (door, next) = mpsc::unbounded_channel();
+            server.doors.0.push(door);
+            let door = Door { socket, held, next };
             let (routes, limits, meters) = (routes.clone(), limits.clone(), meters.clone());
             let stopping = server.stopping.for_one_thread();
             let serve = move || {
                 let (thread, janitor) = Thread::new(limits, routes, meters, stopping);
                 let served = runtime.block_on(async {
                     thread.background.spawn(janitor.tend());
-                    serve(socket, &thread, connections, drain).await
+                    serve(door, &thread, connections, drain).await
                 });
                 if let Err(error) = served {
                     tracing::error!(%error, "a serving thread has ended");
@@ -90,6 +121,11 @@ impl Server {
         self.address
     }
 
+    /// Where its threads get other listening sockets.
+    pub(crate) fn doors(&self) -> Doors {
+        self.doors.clone()
+    }
+
     /// Takes no new connection, finishes the requests in hand, and waits until all threads have ended: at most the time to drain.
     pub async fn stop(mut self) {
         self.stopping.begin();
@@ -106,8 +142,8 @@ impl Drop for Server {
     }
 }
 
-async fn serve(socket: StdListener, thread: &Arc<Thread>, connections: usize, drain: Duration) -> io::Result<()> {
-    let listener = TcpListener::from_std(socket)?;
+async fn serve(mut door: Door, thread: &Arc<Thread>, connections: usize, drain: Duration) -> io::Result<()> {
+    let mut listener = TcpListener::from_std(door.socket)?;
     let room = Arc::new(Semaphore::new(connections));
     let serving = Tasks::default();
     let mut sweep = tokio::time::interval(Duration::from_secs(1));
@@ -116,6 +152,10 @@ async fn serve(socket: StdListener, thread: &Arc<Thread>, connections: usize, dr
             biased;
             () = thread.stopping.begun() => break,
             _ = sweep.tick() => thread.pool.sweep(),
+            Some(next) = door.next.recv() => {
+                let last = std::mem::replace(&mut listener, TcpListener::from_std(next)?);
+                take_who_waits(last, &room, &serving, thread)?;
+            }
             accepted = accept(&listener, &room) => match accepted {
                 Ok((stream, peer, place)) => drop(serving.spawn(connection(stream, peer, place, thread.clone()))),
                 Err(error) => {
@@ -125,16 +165,30 @@ async fn serve(socket: StdListener, thread: &Arc<Thread>, connections: usize, dr
             },
         }
     }
-    // Whoever has connected already is served; closing the socket on them would reset their connections.
+    if door.held {
+        // Whoever waits in it is for the router that comes next; under load the queue would never be empty.
+        drop(listener);
+    } else {
+        take_who_waits(listener, &room, &serving, thread)?;
+    }
+    if tokio::time::timeout(drain, serving.wait()).await.is_err() {
+        tracing::warn!(?drain, "requests were still in hand when the time to drain was over");
+    }
+    Ok(())
+}
+
+/// Serves those who have connected already, and closes the socket: closing it on them would reset their connections.
+fn take_who_waits(
+    listener: TcpListener,
+    room: &Arc<Semaphore>,
+    serving: &Tasks,
+    thread: &Arc<Thread>,
+) -> io::Result<()> {
     let listener = listener.into_std()?;
     while let Ok((stream, peer)) = listener.accept() {
         let Ok(place) = room.clone().try_acquire_owned() else { break };
         stream.set_nonblocking(true)?;
         serving.spawn(connection(TcpStream::from_std(stream)?, peer, place, thread.clone()));
-    }
-    drop(listener);
-    if tokio::time::timeout(drain, serving.wait()).await.is_err() {
-        tracing::warn!(?drain, "requests were still in hand when the time to drain was over");
     }
     Ok(())
 }

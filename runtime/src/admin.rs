@@ -15,10 +15,18 @@ use hyper::{
     Request, Response, StatusCode, body::Bytes, body::Incoming, header, server::conn::http1, service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{bus::Bus, shutdown::Tasks, telemetry::Metrics};
+
+/// How long a component may take to say whether it is ready.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How much of its answer is read.
+const LONGEST: u64 = 64 << 10;
 
 /// Whether a component can do its work now.
 #[derive(Clone)]
@@ -106,6 +114,39 @@ pub async fn serve(
     });
     tracing::info!(%bound, "admin address");
     Ok(bound)
+}
+
+/// A component is not ready, or does not say so.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReady {
+    /// It says why.
+    #[error("{0}")]
+    Says(String),
+    /// Nobody answers in time.
+    #[error("nobody answers at {0}: {1}; is that the --admin-address of the component?")]
+    Silent(SocketAddr, std::io::Error),
+}
+
+/// Asks the component at an admin address whether it is ready: a health check that needs no other program.
+///
+/// # Errors
+///
+/// Fails when it is not ready, in its own words, or does not answer within 5 s.
+pub async fn ask(address: SocketAddr) -> Result<(), NotReady> {
+    let asking = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET /ready HTTP/1.1\r\nhost: kaai\r\nconnection: close\r\n\r\n").await?;
+        let mut answer = Vec::new();
+        stream.take(LONGEST).read_to_end(&mut answer).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    let asked = tokio::time::timeout(ANSWER, asking).await.unwrap_or_else(|late| Err(late.into()));
+    let answer = asked.map_err(|error| NotReady::Silent(address, error))?;
+    if answer.starts_with("HTTP/1.1 200 ") {
+        return Ok(());
+    }
+    let (_, reason) = answer.split_once("\r\n\r\n").unwrap_or(("", &answer));
+    Err(NotReady::Says(reason.trim().to_owned()))
 }
 
 fn answer(request: &Request<Incoming>, components: &[(Health, Metrics)]) -> Response<Full<Bytes>> {

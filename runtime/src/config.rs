@@ -1,9 +1,17 @@
-//! The settings that every component has: as typed ([`CommonArgs`]) and as checked ([`Settings`]).
+//! The settings that components have in common: as typed ([`CommonArgs`], [`StoreArgs`]) and as checked ([`Settings`]).
+
+mod credentials;
+mod store;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 use proto::id::InstanceId;
+
+pub use self::{
+    credentials::Credentials,
+    store::{StoreArgs, StoreSettings},
+};
 
 /// Settings that every component has.
 #[derive(Debug, Clone, Args)]
@@ -17,12 +25,12 @@ pub struct CommonArgs {
     /// File that holds the password of that user
     #[arg(long, env = "KAAI_BUS_PASSWORD_FILE", requires = "bus_user")]
     pub bus_password_file: Option<PathBuf>,
-    /// Object store for archives and logs: a folder, or file:// and a path
-    #[arg(long, env = "KAAI_STORE", default_value = "/var/lib/kaai/store")]
-    pub store: String,
     /// Address for /live, /ready and /metrics
     #[arg(long, env = "KAAI_ADMIN_ADDRESS", default_value = "127.0.0.1:0")]
     pub admin_address: SocketAddr,
+    /// Ask the component at the admin address whether it is ready, and end: with 0 if it is (for health checks)
+    #[arg(long)]
+    pub is_ready: bool,
     /// Name of this instance among others of the same component [default: a new one at each start]
     #[arg(long, env = "KAAI_INSTANCE")]
     pub instance: Option<InstanceId>,
@@ -51,8 +59,8 @@ pub enum LogFormat {
 pub struct Settings {
     /// How to reach the bus.
     pub bus: BusSettings,
-    /// The object store: a folder, or `file://` and a path.
-    pub store: String,
+    /// The object store, for a component that uses one.
+    pub store: Option<StoreSettings>,
     /// This process among others of the same component.
     pub instance: InstanceId,
     /// How long work in hand may take at the end.
@@ -89,7 +97,7 @@ pub enum Error {
 }
 
 impl CommonArgs {
-    /// Checks the settings and reads the password.
+    /// Checks the settings and reads the password; the object store is added by whoever uses one.
     ///
     /// # Errors
     ///
@@ -101,7 +109,7 @@ impl CommonArgs {
         };
         Ok(Settings {
             bus: BusSettings { address: self.bus.clone(), login },
-            store: self.store.clone(),
+            store: None,
             instance: self.instance.clone().unwrap_or_else(|| new_instance(component)),
             drain: Duration::from_secs(self.drain_seconds),
         })

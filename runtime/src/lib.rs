@@ -9,7 +9,9 @@ pub mod backoff;
 pub mod bus;
 pub mod clock;
 pub mod config;
+pub mod logins;
 pub mod pieces;
+pub mod sealing;
 pub mod shutdown;
 pub mod store;
 pub mod streams;
@@ -25,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::Health,
     bus::Bus,
-    config::{CommonArgs, Settings},
+    config::{CommonArgs, Settings, StoreArgs},
     shutdown::Tasks,
     store::Store,
     telemetry::Metrics,
@@ -40,7 +42,7 @@ pub struct Runtime {
     pub instance: InstanceId,
     /// The bus.
     pub bus: Bus,
-    /// The object store.
+    /// The object store; one that refuses everything for a component that was started without.
     pub store: Store,
     /// Cancelled when the component should stop: finish what is in hand, take nothing new.
     pub shutdown: CancellationToken,
@@ -78,15 +80,20 @@ pub struct Unfinished {
     drain: Duration,
 }
 
-/// Starts what a lone component stands on: logs, signals, bus, object store and admin address.
+/// Starts what a lone component stands on: logs, signals, bus, admin address, and object store where it uses one.
 ///
 /// # Errors
 ///
-/// Fails when a setting is wrong, the bus or the object store cannot be reached within 30 s, or the admin address is taken.
-pub async fn start(component: &'static str, args: &CommonArgs) -> Result<Runtime, StartError> {
+/// Fails when a setting is wrong, the bus or the object store cannot be reached within 30 s each, or the admin address is taken.
+pub async fn start(
+    component: &'static str,
+    args: &CommonArgs,
+    store: Option<&StoreArgs>,
+) -> Result<Runtime, StartError> {
     telemetry::init(args.log_format, &args.log_level);
     let shutdown = shutdown::on_signal();
-    let settings = args.settings(component)?;
+    let mut settings = args.settings(component)?;
+    settings.store = store.map(StoreArgs::settings).transpose()?;
     let runtime = Runtime::new(component, &settings, shutdown).await?;
     admin::serve(
         args.admin_address,
@@ -104,7 +111,7 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// Fails when the bus cannot be reached within 30 s or is too old, or the object store cannot be opened.
+    /// Fails when the bus cannot be reached within 30 s or is too old, or the object store cannot be used.
     pub async fn new(
         component: &'static str,
         settings: &Settings,
@@ -113,7 +120,8 @@ impl Runtime {
         let tasks = Tasks::default();
         let instance = settings.instance.clone();
         let bus = Bus::connect(component, &instance, &settings.bus, shutdown.clone()).await?;
-        let store = Store::open(&settings.store)?;
+        let store = settings.store.clone().map_or_else(|| Ok(Store::none()), Store::open)?;
+        store.check().await?;
         let health = Health::new(component, bus.clone());
         Ok(Self {
             component,

@@ -1,6 +1,9 @@
-//! What tests need: a real `nats-server` of their own and a runtime on it, and a real registry of images.
+//! What tests need: a real `nats-server` of their own and a runtime on it, a real registry of images, and real object stores.
 
+mod conformance;
 mod registry;
+mod small_disk;
+mod stores;
 
 use std::{
     net::TcpListener,
@@ -12,7 +15,12 @@ use std::{
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-pub use self::registry::{Registry, base_image};
+pub use self::{
+    conformance::conformance,
+    registry::{Registry, base_image},
+    small_disk::SmallDisk,
+    stores::ObjectServer,
+};
 use crate::{
     Runtime,
     config::{BusSettings, Settings, new_instance},
@@ -87,7 +95,7 @@ impl Nats {
     pub fn settings(&self, component: &str) -> Settings {
         Settings {
             bus: BusSettings { address: self.address(), login: None },
-            store: self.folder.path().join("store").display().to_string(),
+            store: Some(self.folder.path().join("store").as_path().into()),
             instance: new_instance(component),
             drain: Duration::from_secs(10),
         }

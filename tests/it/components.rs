@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use runtime::testing::{Nats, free_port, until};
+use runtime::{
+    store::Store,
+    testing::{Nats, ObjectServer, free_port, skip, until},
+};
 use serde_json::{Value, json};
 use tests::{PATIENCE, Ran, binary, http::Ask, processes_with, project::Project, readme::started_alone, signal};
 
@@ -25,12 +28,18 @@ struct Fleet {
     nats: Nats,
     components: Vec<Component>,
     router: u16,
+    /// Where archives lie in place of the folder that the README names, with what belongs to it.
+    store: Option<Vec<String>>,
 }
 
 impl Fleet {
     async fn start() -> Self {
+        Self::on(None).await
+    }
+
+    async fn on(store: Option<Vec<String>>) -> Self {
         let nats = Nats::start().await;
-        let mut fleet = Self { nats, components: Vec::new(), router: free_port() };
+        let mut fleet = Self { nats, components: Vec::new(), router: free_port(), store };
         for name in COMPONENTS {
             fleet.components.push(Component { name, child: None, admin: free_port() });
             fleet.resume(name);
@@ -56,7 +65,10 @@ impl Fleet {
     fn resume(&mut self, name: &'static str) {
         let index = self.components.iter().position(|component| component.name == name).unwrap();
         let folder = self.nats.folder().display().to_string();
-        let words = started_alone(&format!("kaai-{name}"), &folder, &format!("127.0.0.1:{}", self.router));
+        let mut words = started_alone(&format!("kaai-{name}"), &folder, &format!("127.0.0.1:{}", self.router));
+        if let (Some(store), Some(at)) = (&self.store, words.iter().position(|word| word == "--store")) {
+            words.splice(at..at + 2, store.iter().cloned());
+        }
         let mut command = Command::new(binary(&words[0]));
         command.args(&words[1..]).args(["--bus", &self.nats.address(), "--admin-address"]);
         command.arg(format!("127.0.0.1:{}", self.components[index].admin));
@@ -112,6 +124,28 @@ impl Drop for Fleet {
             let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
         }
     }
+}
+
+#[tokio::test]
+async fn a_project_is_deployed_through_a_bucket_of_s3() {
+    let Some(server) = ObjectServer::s3().await else {
+        return skip("a_project_is_deployed_through_a_bucket_of_s3", "there is no weed: run python3 tools/stores.py");
+    };
+    let credentials = server.folder().join("credentials");
+    fs::write(&credentials, server.credentials()).unwrap();
+    let address = server.address("fleet");
+    let store = ["--store", &address, "--store-endpoint", &server.endpoint(), "--store-credentials"].map(str::to_owned);
+    let store = [&store[..], &[credentials.display().to_string()]].concat();
+    let fleet = Fleet::on(Some(store)).await;
+    let project = Project::echo("bucket", "from a bucket");
+    fleet.cli(&["deploy", &project.folder()]).good();
+    let answer = Ask::post(fleet.url("/api/v1/service/bucket/score"), "{}").try_send().await.unwrap();
+    assert!(answer.status == 200 && answer.json().to_string().contains("from a bucket"), "{answer:?}");
+
+    let objects = Store::open(server.settings("fleet")).unwrap();
+    assert_eq!(objects.list("archives").await.unwrap().len(), 1);
+    assert_eq!(objects.list("logs").await.unwrap().len(), 1, "the log of the build is there too");
+    assert!(!fleet.folder("store").exists());
 }
 
 #[tokio::test]

@@ -2,12 +2,12 @@
 
 use std::io::Read;
 
+use runtime::testing::SmallDisk;
 use serde_json::Value;
 use tests::{
     Kaai, Ran,
     http::Ask,
     project::{PLAIN_CONDA, Project},
-    small_disk::SmallDisk,
 };
 
 use crate::shared;
@@ -127,9 +127,9 @@ fn a_project_that_is_too_big_may_be_let_through_as_the_message_says() {
 
 #[test]
 fn a_full_disk_of_this_machine_is_named_and_no_fault_of_the_project() {
-    let Some(small) = SmallDisk::mount("a_full_disk_of_this_machine_is_named_and_no_fault_of_the_project") else {
-        return;
-    };
+    let (test, folder) =
+        ("a_full_disk_of_this_machine_is_named_and_no_fault_of_the_project", tempfile::tempdir().unwrap());
+    let Some(small) = SmallDisk::mount(test, folder.path().join("small"), 512) else { return };
     let kaai = shared();
     let project = Project::echo("full-disk", "x");
     let mut noise = Vec::new();

@@ -4,11 +4,13 @@
 mod by_hand;
 mod command_line;
 mod components;
+mod compose;
 mod examples;
 mod failures;
 mod house;
 mod life;
 mod permissions;
+mod prune;
 mod readme;
 mod rollouts;
 mod samples;

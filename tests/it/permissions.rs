@@ -78,6 +78,7 @@ async fn no_user_writes_a_bucket_of_another_or_deletes_a_stream() {
     let kaai = shared();
     let owners = [
         ("packager", "kaai_models"),
+        ("packager", "kaai_archives"),
         ("builder", "kaai_environments"),
         ("deployer", "kaai_services"),
         ("deployer", "kaai_routes"),

@@ -4,7 +4,7 @@
 pub mod http;
 pub mod project;
 pub mod readme;
-pub mod small_disk;
+pub mod stack;
 
 use std::{
     io::{BufRead, BufReader},

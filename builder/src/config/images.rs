@@ -71,7 +71,10 @@ impl ImageArgs {
             global: self.global_registry.as_deref().map(Repository::read).transpose()?,
             bases: bases.collect::<Result<_, _>>()?,
             access: Access {
-                logins: self.registry_login.as_deref().map(Logins::read).transpose()?.unwrap_or_default(),
+                logins: {
+                    let read = self.registry_login.as_deref().map(Logins::read).transpose();
+                    read.map_err(|error| format!("--registry-login: {error}"))?.unwrap_or_default()
+                },
                 authorities: self.registry_ca.iter().map(authority).collect::<Result<_, _>>()?,
                 insecure: self.insecure_registry.clone(),
             },

@@ -56,7 +56,7 @@ impl Images {
         let to = self.workspace.image(hash);
         let copying =
             async { copy::blobs(&self.registries, &base.reference, &to, &base.manifest).await.map_err(failed) };
-        let folder = scratch(&self.scratch)?;
+        let folder = scratch(&self.scratch, self.deadline)?;
         let ((), packages) = try_join!(copying, self.packages(folder.path(), &base, plan, log))?;
         if let Some(Packages { layer, .. }) = &packages {
             log.line(&format!("pushing {:.1} MB to {}", layer.descriptor.size as f64 / 1e6, self.workspace.shown()));

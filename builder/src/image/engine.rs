@@ -206,7 +206,7 @@ fn context(dockerfile: &str, certificates: Option<&[u8]>) -> Vec<u8> {
 }
 
 impl Logins {
-    /// All logins in the engine's form.
+    /// All logins in the engine's form, in which Docker's own hub has the name that the engine asks for.
     fn all(&self) -> HashMap<String, DockerCredentials> {
         let login = |(host, user, password): (&str, &str, &str)| {
             let credentials = DockerCredentials {
@@ -215,6 +215,7 @@ impl Logins {
                 serveraddress: Some(host.to_owned()),
                 ..DockerCredentials::default()
             };
+            let host = if host == "docker.io" { "registry-1.docker.io" } else { host };
             (host.to_owned(), credentials)
         };
         self.each().map(login).collect()

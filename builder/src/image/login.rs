@@ -1,10 +1,10 @@
-//! Logins at registries, from a file as Docker keeps it.
+//! The logins that registries are spoken to with.
 
 use std::{collections::BTreeMap, fmt, path::Path};
 
-use data_encoding::BASE64;
 use oci_distribution::secrets::RegistryAuth;
-use serde::Deserialize;
+use proto::packager::RegistryLogin;
+use runtime::logins::{self, host_of};
 
 /// Logins by host. They are never shown.
 #[derive(Clone, Default)]
@@ -16,52 +16,34 @@ impl fmt::Debug for Logins {
     }
 }
 
-#[derive(Deserialize)]
-struct File {
-    #[serde(default)]
-    auths: BTreeMap<String, Entry>,
-}
-
-#[derive(Deserialize)]
-struct Entry {
-    #[serde(default)]
-    auth: String,
-    #[serde(default)]
-    username: String,
-    #[serde(default)]
-    password: String,
-}
-
 impl Logins {
-    /// Reads a file in the form of Docker's `config.json`: `{"auths": {"HOST": {"auth": "base64 of USER:PASSWORD"}}}`.
+    /// Reads a file in the form of Docker's `config.json`.
     ///
     /// # Errors
     ///
-    /// Fails in words when it cannot be read, or holds a login in no form that is known; never with a part of one.
-    pub(crate) fn read(path: &Path) -> Result<Self, String> {
-        let wrong = |why: &str| format!("{}: {why}", path.display());
-        let text = std::fs::read(path).map_err(|error| wrong(&error.to_string()))?;
-        let place = |error: serde_json::Error| wrong(&format!("no JSON of logins (line {})", error.line()));
-        let file: File = serde_json::from_slice(&text).map_err(place)?;
-        let mut logins = BTreeMap::new();
-        for (host, entry) in file.auths {
-            let login = entry.login().ok_or_else(|| {
-                wrong(&format!(
-                    "the login at {host} has neither auth nor username and password; credential helpers are not asked"
-                ))
-            })?;
-            logins.insert(host_of(&host).to_owned(), login);
-        }
-        Ok(Self(logins))
+    /// Fails in words when a login in it cannot be read.
+    pub(crate) fn read(path: &Path) -> Result<Self, logins::Error> {
+        let all = logins::Logins::read(path)?.all()?;
+        // Azure's registries, which give tokens out, take them as passwords too.
+        let login =
+            |login: logins::Login| RegistryAuth::Basic(login.username, login.identity_token.unwrap_or(login.password));
+        Ok(Self(all.into_iter().map(|(host, found)| (host, login(found))).collect()))
+    }
+
+    /// The same with another login, unless there is one at that host already: the place's own counts more.
+    pub(crate) fn with(&self, login: &RegistryLogin) -> Self {
+        let mut logins = self.clone();
+        let RegistryLogin { host, username, password } = login;
+        let own = logins.0.entry(host_of(host).to_owned());
+        own.or_insert_with(|| RegistryAuth::Basic(username.clone(), password.clone()));
+        logins
     }
 
     /// The login at a host; anonymous where there is none.
     pub(crate) fn of(&self, host: &str) -> RegistryAuth {
         self.0.get(host_of(host)).cloned().unwrap_or(RegistryAuth::Anonymous)
     }
-}
 
-impl Logins {
     /// Host, user and password of each.
     pub(super) fn each(&self) -> impl Iterator<Item = (&str, &str, &str)> {
         self.0.iter().filter_map(|(host, login)| match login {
@@ -71,53 +53,22 @@ impl Logins {
     }
 }
 
-impl Entry {
-    fn login(self) -> Option<RegistryAuth> {
-        if !self.username.is_empty() {
-            return Some(RegistryAuth::Basic(self.username, self.password));
-        }
-        let text = String::from_utf8(BASE64.decode(self.auth.trim().as_bytes()).ok()?).ok()?;
-        let (user, password) = text.split_once(':')?;
-        Some(RegistryAuth::Basic(user.to_owned(), password.to_owned()))
-    }
-}
-
-/// Docker writes its own hub as an address, `https://index.docker.io/v1/`.
-fn host_of(written: &str) -> &str {
-    let host = written.split_once("://").map_or(written, |(_, rest)| rest);
-    let host = host.split('/').next().unwrap_or(host);
-    if host == "docker.io" || host == "registry-1.docker.io" { "index.docker.io" } else { host }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<Logins, String> {
+    #[test]
+    fn a_users_login_is_added_where_the_place_has_none() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");
-        std::fs::write(&path, text).unwrap();
-        Logins::read(&path)
-    }
-
-    #[test]
-    fn dockers_own_file_is_read() {
-        let logins = read(
-            r#"{"auths": {"r.example.com:5000": {"auth": "a2FhaTpodW50ZXIy"}, "https://index.docker.io/v1/": {"username": "u", "password": "p"}},
-                "credsStore": "x"}"#,
-        )
-        .unwrap();
-        assert_eq!(logins.of("r.example.com:5000"), RegistryAuth::Basic("kaai".to_owned(), "hunter2".to_owned()));
-        assert_eq!(logins.of("index.docker.io"), RegistryAuth::Basic("u".to_owned(), "p".to_owned()));
-        assert_eq!(logins.of("elsewhere"), RegistryAuth::Anonymous);
+        std::fs::write(&path, r#"{"auths": {"r.example.com": {"username": "kaai", "password": "hunter2"}}}"#).unwrap();
+        let logins = Logins::read(&path).unwrap();
         assert!(!format!("{logins:?}").contains("hunter2"));
-    }
-
-    #[test]
-    fn a_login_that_cannot_be_used_is_named_without_being_shown() {
-        let error = read(r#"{"auths": {"r.example.com": {"auth": "hunter2%%"}}}"#).err().unwrap();
-        assert!(error.contains("r.example.com") && !error.contains("hunter2"), "{error}");
-        assert!(read("{").err().unwrap().contains("line 1"));
-        assert!(Logins::read(Path::new("/nowhere/config.json")).err().unwrap().contains("/nowhere/config.json"));
+        let login = |host: &str| RegistryLogin { host: host.into(), username: "me".into(), password: "mine".into() };
+        let own = RegistryAuth::Basic("kaai".to_owned(), "hunter2".to_owned());
+        assert_eq!(logins.with(&login("r.example.com")).of("r.example.com"), own);
+        let theirs = RegistryAuth::Basic("me".to_owned(), "mine".to_owned());
+        assert_eq!(logins.with(&login("https://index.docker.io/v1/")).of("index.docker.io"), theirs);
+        assert_eq!(logins.of("elsewhere"), RegistryAuth::Anonymous);
     }
 }

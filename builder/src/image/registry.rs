@@ -2,7 +2,7 @@
 //!
 //! It knows the OCI distribution protocol through its client, logins, and which errors pass. It does not know what an environment is.
 
-use std::{future::Future, io, path::Path, time::Duration};
+use std::{future::Future, io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -15,7 +15,7 @@ use oci_distribution::{
 use proto::failure::{Failure, Stage};
 use runtime::backoff::Backoff;
 use sha2::Digest as _;
-use tokio::io::AsyncReadExt;
+use tokio::{io::AsyncReadExt, sync::Semaphore};
 use tokio_util::io::StreamReader;
 
 use super::login::Logins;
@@ -25,6 +25,8 @@ const ATTEMPTS: u32 = 5;
 /// How long a registry may take to accept a connection, and to send the next piece of an answer.
 const CONNECT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(60);
+/// How many requests to registries are on their way at a time, and so how many connections there are to one.
+const AT_A_TIME: usize = 32;
 /// The largest configuration of an image that is read.
 const LARGEST_CONFIG: u64 = 8 << 20;
 /// How many bytes of a file are read and sent at a time.
@@ -85,7 +87,9 @@ impl Error {
     pub(crate) fn into_failure(self) -> Failure {
         let remedy = match &self {
             Self::Missing(_) => "check the name; builder and registry have to know the same images",
-            Self::Refused { .. } => "give the builder a login that may do that (--registry-login)",
+            Self::Refused { .. } => {
+                "give the builder a login that may do that (--registry-login), or the project one for its base image (baseImageRegistry)"
+            }
             Self::Damaged { .. } => "push the image again, or have the registry's storage checked",
             Self::Unavailable { .. } => {
                 "see whether the registry runs and can be reached from the builder, then deploy again"
@@ -114,6 +118,7 @@ pub(crate) struct Registries {
     plain: Client,
     insecure: Vec<String>,
     logins: Logins,
+    turns: Arc<Semaphore>,
 }
 
 impl Registries {
@@ -138,7 +143,13 @@ impl Registries {
             Client::try_from(config).map_err(|error| error.to_string())
         };
         let (encrypted, plain) = (client(ClientProtocol::Https)?, client(ClientProtocol::Http)?);
-        Ok(Self { encrypted, plain, insecure: access.insecure, logins: access.logins })
+        Ok(Self {
+            encrypted,
+            plain,
+            insecure: access.insecure,
+            logins: access.logins,
+            turns: Arc::new(Semaphore::new(AT_A_TIME)),
+        })
     }
 
     fn client(&self, image: &Reference) -> &Client {
@@ -310,7 +321,10 @@ impl Registries {
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(8));
         let mut attempt = 1;
         loop {
-            let error = match work().await {
+            let turn = self.turns.acquire().await;
+            let worked = work().await;
+            drop(turn);
+            let error = match worked {
                 Ok(value) => return Ok(value),
                 Err(error) => understood(image, error),
             };

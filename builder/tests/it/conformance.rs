@@ -36,13 +36,13 @@ fn config(folder: &Path, more: &[String]) -> (Config, Store) {
     let mut words =
         vec!["kaai-builder".to_owned(), format!("--environments={}", folder.join("environments").display())];
     words.extend(more.iter().cloned());
-    let store = Store::open(folder.join("store").to_str().unwrap()).unwrap();
+    let store = Store::open(folder.join("store").as_path()).unwrap();
     (Config::try_from(Args::parse_from(words)).unwrap(), store)
 }
 
 /// Whether this machine has an index that packages can be had from.
 async fn online<M: Maker>(test: &str, maker: &M, examples: &Examples, folder: &Path) -> bool {
-    let planned = maker.plan(examples.impossible.clone()).await.unwrap();
+    let planned = maker.plan(examples.impossible.clone(), None).await.unwrap();
     let log = builder::build_log::BuildLog::new(folder.join("probe"));
     let failure = maker.make(&planned.hash, &planned.plan, &log).await.unwrap_err();
     let offline = failure.blame == Blame::Platform && failure.cause.contains("cannot be reached");

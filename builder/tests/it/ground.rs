@@ -10,15 +10,18 @@ use proto::{
     deployer::DeploymentFailed,
     failure::{Blame, Failure},
     id::Workspace,
+    packager::{ProjectPackaged, RegistryLogin},
     query::GetBuildLog,
     spec::EnvironmentSpec,
+    subject,
 };
 use runtime::{
     Runtime,
+    sealing::seal,
     testing::{Registry, base_image, program, skip, until},
 };
 
-use crate::harness::{Scene, World};
+use crate::harness::{Scene, World, packaged};
 
 /// How long an image may take on a slow machine with a slow network.
 pub(crate) const VERY_LONG: Duration = Duration::from_secs(300);
@@ -70,14 +73,36 @@ impl Place {
     }
 
     pub(crate) async fn ask(&mut self, spec: EnvironmentSpec) -> Result<ImageResolved, Failure> {
-        self.asked += 1;
-        let service = format!("service-{}", self.asked);
+        let service = self.next();
         self.scene.request(&service, self.asked, spec).await;
+        self.answer(&service).await
+    }
+
+    /// The same with a user's own login at the base image's registry.
+    pub(crate) async fn ask_with(
+        &mut self,
+        spec: EnvironmentSpec,
+        login: &RegistryLogin,
+    ) -> Result<ImageResolved, Failure> {
+        let service = self.next();
+        let facts = self.scene.rt.bus.bucket::<String>(subject::FACTS).await.unwrap();
+        let key = facts.get(subject::BUILDER_KEY).await.unwrap().unwrap().value;
+        let sealed_login = Some(seal(login, &key).unwrap());
+        self.scene.say(&service, ProjectPackaged { sealed_login, ..packaged(self.asked, spec) }).await;
+        self.answer(&service).await
+    }
+
+    fn next(&mut self) -> String {
+        self.asked += 1;
+        format!("service-{}", self.asked)
+    }
+
+    async fn answer(&self, service: &str) -> Result<ImageResolved, Failure> {
         until("the request is answered", VERY_LONG, async || {
-            if let Some(resolved) = self.scene.said::<ImageResolved>(&service).await.pop() {
+            if let Some(resolved) = self.scene.said::<ImageResolved>(service).await.pop() {
                 return Some(Ok(resolved));
             }
-            self.scene.said::<DeploymentFailed>(&service).await.pop().map(|failed| Err(failed.failure))
+            self.scene.said::<DeploymentFailed>(service).await.pop().map(|failed| Err(failed.failure))
         })
         .await
     }

@@ -22,13 +22,14 @@ use proto::{
     event::Event,
     failure::{Blame, Failure, Stage},
     id::{EnvironmentHash, Generation, ServiceName, Workspace},
-    packager::{Archive, ProjectPackaged},
+    packager::{Archive, ProjectPackaged, RegistryLogin},
     spec::{CondaSpec, EnvironmentSpec, ServiceSpec},
     subject,
 };
 use runtime::{
     Runtime,
     bus::Bucket,
+    sealing::KeyPair,
     testing::{Nats, until},
 };
 use tokio::{sync::Notify, task::JoinHandle};
@@ -69,7 +70,7 @@ impl Drop for Running<'_> {
 }
 
 impl Maker for Pretender {
-    async fn plan(&self, definition: Definition) -> Result<Planned, Failure> {
+    async fn plan(&self, definition: Definition, _: Option<RegistryLogin>) -> Result<Planned, Failure> {
         let plan = Plan::without_images(&definition, false).map_err(Refused::into_failure)?;
         Ok(Planned { hash: identity::hash_of(&definition), plan })
     }
@@ -150,17 +151,20 @@ impl Scene {
         let connecting =
             threads.spawn(async move { Runtime::new("builder", &settings, Default::default()).await.unwrap() });
         let rt = connecting.await.unwrap();
-        let own = rt.clone();
-        let task = threads.spawn(async move { builder::serve(maker, limits, own).await.unwrap() });
+        let (own, keys) = (rt.clone(), KeyPair::open(&self.nats.folder().join("builder.seed")).unwrap());
+        let task = threads.spawn(async move { builder::serve(maker, limits, keys, own).await.unwrap() });
         until("the builder is ready", LONG, async || rt.health.reason().is_none().then_some(())).await;
         Live { rt, threads: Some(threads), task }
     }
 
     /// Says that a project has been packaged.
     pub(crate) async fn request(&self, service: &str, generation: u64, environment: EnvironmentSpec) {
-        let event = packaged(generation, environment);
+        self.say(service, packaged(generation, environment)).await;
+    }
+
+    pub(crate) async fn say(&self, service: &str, event: ProjectPackaged) {
         let service: ServiceName = service.parse().unwrap();
-        let id = format!("test/{service}/{generation}");
+        let id = format!("test/{service}/{}", event.generation);
         self.rt.bus.say(&Workspace::default(), &service, &id, &event).await.unwrap();
     }
 
@@ -275,6 +279,7 @@ pub(crate) fn packaged(generation: u64, environment: EnvironmentSpec) -> Project
             extra: proto::Extra::new(),
         },
         sealed_keys: None,
+        sealed_login: None,
         warnings: vec!["from the packager".to_owned()],
         took_ms: 1,
         extra: proto::Extra::new(),

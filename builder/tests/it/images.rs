@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use proto::{
     builder::{Image, Lookup, RegistryOutcome, RegistryRole},
     failure::Blame,
+    packager::RegistryLogin,
     spec::EnvironmentSpec,
 };
-use runtime::testing::Registry;
+use runtime::testing::{Registry, SmallDisk};
 
 use crate::{
     front::{Fault, Front},
@@ -206,20 +207,50 @@ async fn a_login_is_used_where_there_is_one_and_asked_for_where_there_is_none() 
     let line = "kaai:$2y$05$TNutFtRPt6/Qlyx1exz4iuAYpT4mrf3235c3Q1v1YjikRWGC9GvaG";
     let Some(locked) = Registry::with_login(line).await else { return };
     locked.put(&ground.base, "python", "3.11");
-    let managed = EnvironmentSpec {
+    let managed = || EnvironmentSpec {
         user_managed: true,
         base_image: Some(format!("{}/python:3.11", locked.address())),
         ..EnvironmentSpec::default()
     };
-    let failure = Place::new(&ground.uv, &locked.address(), &[]).await.ask(managed.clone()).await.unwrap_err();
+    let failure = Place::new(&ground.uv, &locked.address(), &[]).await.ask(managed()).await.unwrap_err();
     assert!(failure.cause.contains("refuses access") && failure.remedy.contains("--registry-login"), "{failure:?}");
     let folder = tempfile::tempdir().unwrap();
     let login = folder.path().join("config.json");
     let text = serde_json::json!({ "auths": { locked.address(): { "username": "kaai", "password": "hunter2" } } });
     std::fs::write(&login, text.to_string()).unwrap();
     let option = format!("--registry-login={}", login.display());
-    let built = Place::new(&ground.uv, &locked.address(), &[&option]).await.ask(managed).await.unwrap();
+    let built = Place::new(&ground.uv, &locked.address(), &[&option]).await.ask(managed()).await.unwrap();
     assert_eq!(built.lookup, Lookup::Built);
+
+    // A place without a login there, and a user who brings one for the base image.
+    let mut place = Place::new(&ground.uv, &ground.registry.address(), &[]).await;
+    let login = |password: &str| RegistryLogin {
+        host: locked.address(),
+        username: "kaai".to_owned(),
+        password: password.to_owned(),
+    };
+    let failure = place.ask_with(managed(), &login("hidden-word")).await.unwrap_err();
+    assert!(failure.cause.contains("refuses access") && failure.remedy.contains("baseImageRegistry"), "{failure:?}");
+    let built = place.ask_with(managed(), &login("hunter2")).await.unwrap();
+    assert_eq!(reference(&built).registry(), ground.registry.address());
+    let failure = place.ask(managed()).await.unwrap_err();
+    assert!(failure.cause.contains("refuses access"), "a login of one is no login of another: {failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_said_in_words_and_is_no_fault_of_the_project() {
+    let test = "a_full_disk_is_said_in_words_and_is_no_fault_of_the_project";
+    let Some(ground) = Ground::new(test).await else { return };
+    let mut place = Place::new(&ground.uv, &ground.registry.address(), &[]).await;
+    // An environment has some 60 MB, the base image's list of files less than one.
+    let images = place.scene.nats.folder().join("environments/images");
+    let Some(_small) = SmallDisk::mount(test, images, 8 << 10) else { return };
+    let failure = place.ask(environment(&["joblib==1.5.2"])).await.unwrap_err();
+    if offline(test, &failure) {
+        return;
+    }
+    assert_eq!(failure.blame, Blame::Platform, "{failure:?}");
+    assert!(failure.cause.contains("no space is left"), "{failure:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -177,7 +177,14 @@ pub async fn deploy(
 
 /// A request whose project's files the packager reads by itself.
 pub fn plain_request(source: Source, options: ProjectOptions) -> DeploymentRequested {
-    DeploymentRequested { source, spec: None, options, sealed_keys: None, extra: serde_json::Map::new() }
+    DeploymentRequested {
+        source,
+        spec: None,
+        options,
+        sealed_keys: None,
+        sealed_login: None,
+        extra: serde_json::Map::new(),
+    }
 }
 
 fn from_git(args: &Args, address: &str) -> Result<(ServiceName, DeploymentRequested)> {

@@ -164,6 +164,9 @@ fn show(spec: &EnvironmentSpec, format: Format) -> Result {
             output::line(&format!("{hash}\n"));
             let rows: Vec<_> = facts.into_iter().map(|fact| vec![fact.path, fact.value]).collect();
             output::table(&["FACT", "VALUE"], &rows);
+            output::aside(
+                "(where environments are images a base image counts by its digest of that moment: `kaai status SERVICE` says that hash)",
+            );
         }
     }
     Ok(())

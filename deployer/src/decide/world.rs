@@ -11,7 +11,7 @@ use proto::{
     builder::{Image, ImageResolved, Lookup},
     deployer::{Announcement, DeploymentFailed, KeyRing, Route, ServiceRecord, StartParts},
     id::{Digest, EnvironmentHash, Generation, InstanceId, ReplicaId, ServiceName, Workspace},
-    packager::{Archive, SealedKeys},
+    packager::{Archive, Sealed},
     scaler::ScaleRequested,
     spec::{Scaling, ServiceSpec},
 };
@@ -101,7 +101,7 @@ fn name() -> ServiceName {
 }
 
 pub(super) fn ring(byte: u8) -> KeyRing {
-    let sealed = SealedKeys { recipient: "X".into(), sender: "Y".into(), sealed: format!("{byte:02x}") };
+    let sealed = Sealed { recipient: "X".into(), sender: "Y".into(), sealed: format!("{byte:02x}") };
     KeyRing { sealed, digests: vec![Digest::from_sha256([byte; 32])] }
 }
 

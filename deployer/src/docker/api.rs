@@ -1,6 +1,6 @@
 //! The Docker engine's API as this place uses it: every call has a deadline, and every error is in words.
 
-use std::{collections::HashMap, future::Future, time::Duration};
+use std::{collections::HashMap, future::Future, path::PathBuf, time::Duration};
 
 use bollard::{
     API_DEFAULT_VERSION, Docker,
@@ -222,6 +222,12 @@ impl Api {
         let filters = Some(HashMap::from([("label".to_owned(), labels.to_vec())]));
         let options = ListContainersOptions { all: true, filters, ..Default::default() };
         within(ANSWER, self.0.list_containers(Some(options))).await
+    }
+
+    /// The folder of a volume on the engine's host; `None` when there is no such volume.
+    pub(super) async fn volume(&self, name: &str) -> Result<Option<PathBuf>, Error> {
+        let volume = found(within(ANSWER, self.0.inspect_volume(name)).await)?;
+        Ok(volume.map(|volume| volume.mountpoint.into()))
     }
 
     pub(super) async fn network(&self, name: &str) -> Result<Option<NetworkInspect>, Error> {

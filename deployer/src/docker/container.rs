@@ -1,7 +1,7 @@
 //! What a replica's container is made of. Pure: a plan in, the body of a request out.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
 };
 
@@ -52,6 +52,8 @@ pub(super) fn place_labels(identity: &str) -> HashMap<String, String> {
 /// What a container is to be.
 pub(super) struct Plan<'a> {
     pub(super) identity: &'a str,
+    /// Labels besides those of the place.
+    pub(super) labels: &'a BTreeMap<String, String>,
     pub(super) start: &'a Start<'a>,
     /// Folders of models on this host, each with its path in the app root.
     pub(super) models: Vec<(PathBuf, PathBuf)>,
@@ -94,7 +96,9 @@ impl Plan<'_> {
 
     fn labels(&self) -> HashMap<String, String> {
         let order = self.start.order;
-        let mut labels = place_labels(self.identity);
+        // The place's own come last, and so win.
+        let mut labels: HashMap<_, _> = self.labels.clone().into_iter().collect();
+        labels.extend(place_labels(self.identity));
         labels.extend([
             (REPLICA.to_owned(), order.replica.to_string()),
             ("io.kaai.workspace".to_owned(), order.workspace.to_string()),

@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     pub(super) fn archives(folder: &Path, most: u64) -> Archives {
-        let store = store::Store::open(folder.join("store").to_str().unwrap()).unwrap();
+        let store = store::Store::open(folder.join("store").as_path()).unwrap();
         fs::create_dir(folder.join("cache")).unwrap();
         Archives::new(folder.join("cache"), most, store, Tasks::default())
     }

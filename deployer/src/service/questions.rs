@@ -2,7 +2,7 @@
 
 use proto::{
     deployer::ServiceRecord,
-    packager::SealedKeys,
+    packager::Sealed,
     query::{GetKeys, Keys, Refusal, RegenerateKey},
     spec::Auth,
 };
@@ -70,7 +70,7 @@ fn keys_of(record: Option<&ServiceRecord>, keyring: &Keyring) -> Result<Keys, Re
 }
 
 /// The sealed keys of a service that callers need keys for.
-fn sealed(record: Option<&ServiceRecord>) -> Result<Option<SealedKeys>, Refusal> {
+fn sealed(record: Option<&ServiceRecord>) -> Result<Option<Sealed>, Refusal> {
     let missing =
         || Refusal::new("not-found", "there is no such service", "see `kaai status` for those that there are");
     let record = record.filter(|record| !record.deleting).ok_or_else(missing)?;
@@ -88,7 +88,7 @@ fn sealed(record: Option<&ServiceRecord>) -> Result<Option<SealedKeys>, Refusal>
 
 fn refusal(error: &keys::Error) -> Refusal {
     let remedy = match error {
-        keys::Error::Recipient { .. } | keys::Error::Unreadable(_) => "make new ones with `kaai keys --regenerate`",
+        keys::Error::Sealing(_) => "make new ones with `kaai keys --regenerate`",
         keys::Error::Unusable => "choose another key",
         _ => "look at the deployer's log",
     };

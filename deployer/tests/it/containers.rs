@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use bollard::query_parameters as query;
 use deployer::{
     backend::{Backend, Ended, Exit, LogWanted, Observed, Phase, Status},
-    docker::{DockerBackend, Settings},
+    docker::{DockerBackend, HostState, Settings},
 };
 use futures::TryStreamExt;
 use proto::{builder::Image, id::Workspace};
@@ -99,8 +99,12 @@ async fn a_container_gets_v1s_layout_and_may_do_little() {
         replica: None,
         lines: 100,
     };
-    let logs = backend.logs(&wanted).await;
-    assert!(logs[0].text.lines.iter().any(|line| line.ends_with("ready")), "the log of one that runs: {logs:?}");
+    // The engine hands on what a container says a moment after it was said.
+    until("the log of one that runs", LIMIT, async || {
+        let logs = backend.logs(&wanted).await;
+        logs[0].text.lines.iter().any(|line| line.ends_with("ready")).then_some(())
+    })
+    .await;
     backend.end(GRACE).await;
     assert!(dock.containers().await.is_empty());
     assert!(dock.docker.inspect_network(&format!("kaai-{}", dock.identity()), None).await.is_err(), "it is removed");
@@ -111,7 +115,9 @@ async fn limits_of_a_container_are_those_that_were_asked_for() {
     let Some(dock) = Dock::new("limits_of_a_container_are_those_that_were_asked_for").await else { return };
     let more = json!({ "resources": { "cpu": 0.1, "cpuLimit": 0.5, "memoryGb": 0.25, "memoryGbLimit": 0.5 } });
     let release = dock.place.release_with(1, &[("score.py", GOOD)], more).await;
-    let backend = dock.backend().await;
+    let labels = [("com.example.team", "a"), ("io.kaai.replica", "another")];
+    let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    let backend = dock.backend_with(Settings { labels, ..Settings::default() }).await;
     let replica = start(&backend, order("r-1", &release), is_ready).await;
     assert_eq!(replica.unlimited, None);
     let container = dock.docker.inspect_container(&dock.name("r-1"), None).await.unwrap();
@@ -121,6 +127,7 @@ async fn limits_of_a_container_are_those_that_were_asked_for() {
     assert!(host.port_bindings.is_none_or(|ports| ports.is_empty()), "no port is published");
     let labels = container.config.unwrap().labels.unwrap();
     assert_eq!((labels["io.kaai.replica"].as_str(), labels["io.kaai.generation"].as_str()), ("r-1", "1"));
+    assert_eq!(labels["com.example.team"], "a");
     backend.end(GRACE).await;
 }
 
@@ -302,7 +309,9 @@ async fn the_engine_may_see_the_state_folder_elsewhere() {
     let Some(dock) = Dock::new("the_engine_may_see_the_state_folder_elsewhere").await else { return };
     let elsewhere = dock.place.folder.path().join("elsewhere");
     std::os::unix::fs::symlink(dock.place.folder.path().join("state"), &elsewhere).unwrap();
-    let backend = dock.backend_with(Settings { host_state: Some(elsewhere.clone()), ..Settings::default() }).await;
+    let backend = dock
+        .backend_with(Settings { host_state: Some(HostState::Folder(elsewhere.clone())), ..Settings::default() })
+        .await;
     let model = dock.place.archive(&[("a", "1")]).await;
     let models = json!([{ "name": "scale", "version": 2, "digest": model }]);
     let release = dock.place.release_with(1, &[("score.py", GOOD)], json!({ "models": models })).await;
@@ -311,6 +320,16 @@ async fn the_engine_may_see_the_state_folder_elsewhere() {
     assert_eq!(mounts.len(), 4);
     assert!(mounts.iter().all(|mount| mount.source.as_ref().unwrap().starts_with(elsewhere.to_str().unwrap())));
     backend.end(GRACE).await;
+}
+
+#[tokio::test]
+async fn a_volume_that_the_engine_does_not_know_is_said_at_the_start() {
+    let Some(dock) = Dock::new("a_volume_that_the_engine_does_not_know_is_said_at_the_start").await else { return };
+    let host_state = Some(HostState::Volume("kaai-no-such-volume".to_owned()));
+    let settings = Settings { host_state, ..Settings::default() };
+    let opened = DockerBackend::open(dock.place.settings(), settings, dock.place.store.clone(), Default::default());
+    let refused = opened.await.err().unwrap().to_string();
+    assert!(refused.contains("no volume kaai-no-such-volume") && refused.contains("--host-state"), "{refused}");
 }
 
 #[tokio::test]

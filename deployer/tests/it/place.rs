@@ -115,7 +115,7 @@ impl Place {
 
     pub(crate) fn of(image: Image) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
-        let store = Store::open(folder.path().join("store").to_str().unwrap()).unwrap();
+        let store = Store::open(folder.path().join("store").as_path()).unwrap();
         Self { folder, store, image }
     }
 

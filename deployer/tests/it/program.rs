@@ -43,7 +43,7 @@ impl Case {
 
     async fn of(mut place: Place, kind: &'static str) -> Self {
         let nats = Nats::start().await;
-        place.store = Store::open(nats.folder().join("store").to_str().unwrap()).unwrap();
+        place.store = Store::open(nats.folder().join("store").as_path()).unwrap();
         let user = nats.runtime("cli").await;
         Self { nats, place, user, admin: runtime::testing::free_port(), kind }
     }

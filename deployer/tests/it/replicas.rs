@@ -12,7 +12,10 @@ use deployer::{
     process::{Error, ProcessBackend, Settings},
 };
 use proto::id::{ReplicaId, Workspace};
-use runtime::{shutdown::Tasks, testing::until};
+use runtime::{
+    shutdown::Tasks,
+    testing::{SmallDisk, until},
+};
 use serde_json::{Value, json};
 
 use crate::place::{EXITS, GOOD, Place, ask, news, order, start};
@@ -312,13 +315,7 @@ async fn a_full_disk_is_said_in_words() {
     let test = "a_full_disk_is_said_in_words";
     let Some(place) = Place::new(test) else { return };
     let small = place.folder.path().join("small");
-    fs::create_dir(&small).unwrap();
-    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=512k", "tmpfs"]).arg(&small).output();
-    if !mount.is_ok_and(|mount| mount.status.success()) {
-        runtime::testing::skip(test, "a small file system cannot be mounted here");
-        return;
-    }
-    let _mounted = Mounted(small.clone());
+    let Some(_mounted) = SmallDisk::mount(test, small.clone(), 512) else { return };
     let large = "x".repeat(4 << 20);
     let release = place.release_with(1, &[("score.py", GOOD), ("large.txt", &large)], json!({})).await;
     let backend = ProcessBackend::open(Settings::new(small.join("state")), place.store.clone(), Tasks::default()).await;
@@ -327,15 +324,6 @@ async fn a_full_disk_is_said_in_words() {
     let failure = exit(&backend, ended).await.cause.unwrap();
     assert!(failure.cause.contains("no space is left"), "{failure}");
     assert_eq!(failure.remedy, "free some space, then deploy again");
-}
-
-/// A file system that is taken away at the end, however the test ends.
-struct Mounted(PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use proto::{
     failure::{Failure, Stage},
+    packager::RegistryLogin,
     spec::EnvironmentSpec,
 };
 use serde_json::Value;
@@ -28,6 +29,8 @@ pub(crate) struct Inference {
     /// Relative as the entry script is.
     pub(crate) conda_file: Option<String>,
     pub(crate) description: Option<String>,
+    /// The login at the base image's registry, in the clear.
+    pub(crate) login: Option<RegistryLogin>,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -133,7 +136,7 @@ impl Reader<'_> {
             environment.docker_steps = Some(self.place.text(self.base, steps, "the file of docker steps")?);
             inference.origin.steps = Some(steps.to_owned());
         }
-        environment.base_image = self.image(image, root);
+        environment.base_image = self.image(image, root, &mut inference.login);
         environment.gpu = root.boolean("enableGpu", &mut self.found).unwrap_or(false);
         let cuda = root
             .value("cudaVersion")
@@ -166,7 +169,7 @@ impl Reader<'_> {
             self.python(python, inference)?;
         }
         if let Some(docker) = section.section("docker", &mut self.found) {
-            self.docker(docker, &mut inference.environment);
+            self.docker(docker, inference);
         }
         if is_given(section.value("r")) {
             self.refuse("environment.r is not supported: kaai runs Python; take it out");
@@ -208,9 +211,10 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn docker(&mut self, mut docker: Section<'_>, environment: &mut EnvironmentSpec) {
+    fn docker(&mut self, mut docker: Section<'_>, inference: &mut Inference) {
+        let Inference { environment, login, .. } = inference;
         let image = docker.text("baseImage", &mut self.found);
-        environment.base_image = self.image(image, &mut docker);
+        environment.base_image = self.image(image, &mut docker, login);
         environment.dockerfile = docker.text("baseDockerfile", &mut self.found).map(str::to_owned);
         if is_given(docker.value("buildContext")) {
             self.refuse("environment.docker.buildContext is not supported yet; use baseImage or baseDockerfile");
@@ -238,8 +242,13 @@ impl Reader<'_> {
 
     /// The base image with its registry, which is a text, or an object of address, username and password, all three or none.
     ///
-    /// The login goes nowhere: a password in a specification would travel in events.
-    fn image(&mut self, image: Option<&str>, section: &mut Section<'_>) -> Option<String> {
+    /// The login is no part of the specification: a password there would travel in events.
+    fn image(
+        &mut self,
+        image: Option<&str>,
+        section: &mut Section<'_>,
+        login: &mut Option<RegistryLogin>,
+    ) -> Option<String> {
         let address = match section.value("baseImageRegistry") {
             Some(Value::String(address)) => Some(address.as_str()),
             Some(Value::Object(object)) => {
@@ -247,9 +256,7 @@ impl Reader<'_> {
                 if given[1] != given[2] || (given[1] && !given[0]) {
                     self.refuse("baseImageRegistry needs address, username and password, all three or none");
                 }
-                if given[2] {
-                    self.warn("the login of baseImageRegistry is not used and not sent");
-                }
+                *login = self.login(object);
                 object.get("address").and_then(Value::as_str)
             }
             Some(_) => {
@@ -259,10 +266,28 @@ impl Reader<'_> {
             None => None,
         };
         let image = image.filter(|image| !image.is_empty())?;
-        match address.map(|address| address.trim_end_matches('/')).filter(|address| !address.is_empty()) {
+        let bare = |address: &str| {
+            address.split_once("://").map_or(address, |(_, rest)| rest).trim_end_matches('/').to_owned()
+        };
+        match address.map(bare).filter(|address| !address.is_empty()) {
             Some(address) if !image.starts_with(&format!("{address}/")) => Some(format!("{address}/{image}")),
             _ => Some(image.to_owned()),
         }
+    }
+}
+
+impl Reader<'_> {
+    /// The login of a registry that is given with one. Its address may be written as one of the web, or with a path behind.
+    fn login(&mut self, registry: &serde_json::Map<String, Value>) -> Option<RegistryLogin> {
+        let text = |key| registry.get(key).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
+        let (address, username, password) = (text("address")?, text("username")?, text("password")?);
+        let host = address.split_once("://").map_or(address.as_str(), |(_, rest)| rest);
+        let host = host.split('/').next().unwrap_or_default().to_owned();
+        if host.is_empty() {
+            self.refuse("the address of baseImageRegistry names no host");
+            return None;
+        }
+        Some(RegistryLogin { host, username, password })
     }
 }
 
@@ -370,10 +395,14 @@ mod tests {
     }
 
     #[test]
-    fn the_password_of_a_registry_goes_nowhere() {
-        let text = r#"{"entryScript": "s.py", "baseImageRegistry": {"address": "a", "username": "u", "password": "hidden-word"}}"#;
+    fn the_login_of_a_registry_is_no_part_of_the_environment() {
+        let text = r#"{"entryScript": "s.py", "baseImage": "team/base:1", "baseImageRegistry":
+            {"address": "https://r.example.com:5000/", "username": "u", "password": "hidden-word"}}"#;
         let inference = read(text, Path::new("/")).unwrap();
         assert!(!format!("{inference:?}").contains("hidden-word"));
-        assert_eq!(inference.warnings.len(), 1);
+        assert_eq!(inference.environment.base_image.as_deref(), Some("r.example.com:5000/team/base:1"));
+        let login = inference.login.unwrap();
+        assert_eq!((login.host.as_str(), login.username.as_str()), ("r.example.com:5000", "u"));
+        assert_eq!((login.password.as_str(), inference.warnings.len()), ("hidden-word", 0));
     }
 }

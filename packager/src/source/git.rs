@@ -254,7 +254,7 @@ mod tests {
         // Git would go on to this one when the folder `none` is no repository.
         std::os::unix::fs::symlink(&hidden, allowed.join("none.git")).unwrap();
 
-        let store = runtime::store::Store::open(&base.join("store").display().to_string()).unwrap();
+        let store = runtime::store::Store::open(base.join("store").as_path()).unwrap();
         let folders = [allowed.clone()];
         let means = Means { store: &store, work: &work, folders: &folders, bytes: 1 << 20 };
         let anywhere = Means { folders: &[], ..means };

@@ -2,13 +2,12 @@
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Command, time::Duration};
 
-use nkeys::XKey;
 use packager::upload::{piece_count, piece_name};
 use proto::{
     deployer::DeploymentFailed,
     event::Event,
     id::{Digest, Generation, ServiceName, Workspace},
-    packager::{DeploymentRequested, GitSource, ProjectOptions, ProjectPackaged, Source},
+    packager::{DeploymentRequested, GitSource, ProjectOptions, ProjectPackaged, RegistryLogin, Source},
     query::{Keys, ListModels, UploadDone, UploadRoute, UploadTicket},
     spec::{ModelRef, ServiceSpec},
     subject,
@@ -16,6 +15,7 @@ use proto::{
 use runtime::{
     Runtime,
     bus::{History, Past},
+    sealing::KeyPair,
     store::archive_key,
     testing::{Nats, until},
 };
@@ -30,7 +30,7 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_on(Nats::start().await).await
     }
 
@@ -65,13 +65,28 @@ impl Bench {
     }
 
     pub(crate) async fn request(&self, source: Source, options: ProjectOptions) -> u64 {
-        self.ask_for(DeploymentRequested { source, spec: None, options, sealed_keys: None, extra: Default::default() })
-            .await
+        self.ask_for(DeploymentRequested {
+            source,
+            spec: None,
+            options,
+            sealed_keys: None,
+            sealed_login: None,
+            extra: Default::default(),
+        })
+        .await
     }
 
     async fn with_spec(&self, source: Source, spec: ServiceSpec) -> u64 {
         let (options, extra) = (ProjectOptions::default(), Default::default());
-        self.ask_for(DeploymentRequested { source, spec: Some(spec), options, sealed_keys: None, extra }).await
+        self.ask_for(DeploymentRequested {
+            source,
+            spec: Some(spec),
+            options,
+            sealed_keys: None,
+            sealed_login: None,
+            extra,
+        })
+        .await
     }
 
     async fn ask_for(&self, request: DeploymentRequested) -> u64 {
@@ -230,20 +245,37 @@ async fn the_keys_of_a_project_are_read_by_the_deployer_alone() {
     fs::write(Path::new(&folder).join("deploymentconfig.json"), config).unwrap();
     let generation = bench.request(Source::Folder(folder), ProjectOptions::default()).await;
     // The deployer comes later than the request.
-    let deployer = XKey::new();
+    let deployer = KeyPair::open(&bench.nats.folder().join("deployer.seed")).unwrap();
     let facts = bench.rt.bus.bucket::<String>(subject::FACTS).await.unwrap();
     facts.put(subject::DEPLOYER_KEY, &deployer.public_key()).await.unwrap();
 
     let past = bench.outcome(generation).await;
     assert!(!String::from_utf8_lossy(&past.body).contains("plain-"), "a key in the clear");
     let packaged: ProjectPackaged = serde_json::from_slice(&past.body).unwrap();
-    let sealed = packaged.sealed_keys.unwrap();
-    let cipher: Vec<u8> =
-        (0..sealed.sealed.len() / 2).map(|n| u8::from_str_radix(&sealed.sealed[2 * n..][..2], 16).unwrap()).collect();
-    let plain = deployer.open(&cipher, &XKey::from_public_key(&sealed.sender).unwrap()).unwrap();
-    let keys: Keys = serde_json::from_slice(&plain).unwrap();
+    let keys: Keys = deployer.unseal(&packaged.sealed_keys.unwrap()).unwrap();
     assert_eq!((keys.primary.as_str(), keys.secondary.as_str()), ("plain-primary", "plain-secondary"));
     assert!(packaged.warnings.iter().any(|warning| warning.contains("holds keys")), "{:?}", packaged.warnings);
+}
+
+#[tokio::test]
+async fn the_login_of_a_base_image_is_read_by_the_builder_alone() {
+    let bench = Bench::start().await;
+    let folder = bench.project();
+    let config = r#"{"entryScript": "score.py", "sourceDirectory": ".", "baseImage": "base:1",
+        "baseImageRegistry": {"address": "r.example.com", "username": "u", "password": "plain-password"}}"#;
+    fs::write(Path::new(&folder).join("inferenceconfig.json"), config).unwrap();
+    let builder = KeyPair::open(&bench.nats.folder().join("builder.seed")).unwrap();
+    let facts = bench.rt.bus.bucket::<String>(subject::FACTS).await.unwrap();
+    facts.put(subject::BUILDER_KEY, &builder.public_key()).await.unwrap();
+    let generation = bench.request(Source::Folder(folder), ProjectOptions::default()).await;
+
+    let past = bench.outcome(generation).await;
+    assert!(!String::from_utf8_lossy(&past.body).contains("plain-"), "a password in the clear");
+    let packaged: ProjectPackaged = serde_json::from_slice(&past.body).unwrap();
+    assert_eq!(packaged.spec.environment.base_image.as_deref(), Some("r.example.com/base:1"));
+    let login: RegistryLogin = builder.unseal(&packaged.sealed_login.unwrap()).unwrap();
+    assert_eq!((login.host.as_str(), login.password.as_str()), ("r.example.com", "plain-password"));
+    assert!(packaged.warnings.iter().any(|warning| warning.contains("holds a login")), "{:?}", packaged.warnings);
 }
 
 /// Runs git in a folder, as nobody in particular.

@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use packager::upload::{piece_count, piece_length, piece_name};
@@ -16,33 +15,10 @@ use proto::{
 use runtime::{
     bus::AskError,
     pieces::PIECE,
-    testing::{Nats, skip, until},
+    testing::{Nats, SmallDisk, until},
 };
 
 use crate::component::{Bench, SOON, digest, git};
-
-/// A small file system, which is taken away at the end, however the test ends.
-struct Small(PathBuf);
-
-impl Small {
-    /// Mounts one in a folder, unless the test has to be left out.
-    fn mount(test: &str, folder: PathBuf) -> Option<Self> {
-        fs::create_dir_all(&folder).unwrap();
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=512k", "tmpfs"]).arg(&folder).output();
-        if mount.is_ok_and(|mount| mount.status.success()) {
-            return Some(Self(folder));
-        }
-        skip(test, "a small file system cannot be mounted here");
-        None
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        // A lazy one: the packager may still have files open there.
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
 
 /// Bytes that do not compress.
 fn noise(length: usize) -> Vec<u8> {
@@ -73,7 +49,7 @@ async fn a_full_folder_for_work_is_named_whatever_the_source() {
     let nats = Nats::start().await;
     let work = nats.folder().join("work");
     let test = "a_full_folder_for_work_is_named_whatever_the_source";
-    let Some(_small) = Small::mount(test, work.clone()) else { return };
+    let Some(_small) = SmallDisk::mount(test, work.clone(), 512) else { return };
     let bench = Bench::start_on(nats).await;
     let folder = large(&bench);
     let cause = format!("no space is left on the disk of {}", work.display());
@@ -106,7 +82,7 @@ async fn a_full_folder_for_work_is_named_whatever_the_source() {
 async fn a_full_object_store_is_told_as_one() {
     let nats = Nats::start().await;
     let test = "a_full_object_store_is_told_as_one";
-    let Some(_small) = Small::mount(test, nats.folder().join("store")) else { return };
+    let Some(_small) = SmallDisk::mount(test, nats.folder().join("store"), 512) else { return };
     let bench = Bench::start_on(nats).await;
     let cause = "no space is left in the object store";
     let remedy = "free some space in the folder of the packager's --store, then deploy again";

@@ -5,4 +5,5 @@ mod archive;
 mod component;
 mod full_disk;
 mod ignore;
+mod prune;
 mod walk;

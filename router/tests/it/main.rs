@@ -8,6 +8,7 @@ mod draining;
 mod failures;
 mod framing;
 mod headers;
+mod held;
 mod limits;
 mod payloads;
 mod replica;

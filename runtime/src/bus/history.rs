@@ -5,6 +5,7 @@ use async_nats::jetstream::{
     stream,
 };
 use bytes::Bytes;
+use futures::StreamExt;
 use proto::{
     envelope::Envelope,
     id::{ServiceName, Workspace},
@@ -16,6 +17,8 @@ use super::{Bus, CALL, CONNECT, Error, reading::Reading};
 /// An event as it lies in the stream.
 #[derive(Debug, Clone)]
 pub struct Past {
+    /// The tenant.
+    pub workspace: Workspace,
     /// The service it is about.
     pub service: ServiceName,
     /// Noun and event.
@@ -26,6 +29,8 @@ pub struct Past {
     pub sequence: u64,
     /// When the stream took it (RFC 3339, UTC).
     pub time: String,
+    /// The same in Unix milliseconds.
+    pub time_ms: u64,
     /// The event's JSON.
     pub body: Bytes,
     /// How many more there were when it was read.
@@ -57,6 +62,35 @@ impl Bus {
         let messages = self.retry(CONNECT, || history.open()).await?;
         history.reading.opened(Ok(messages)).await;
         Ok(history)
+    }
+
+    /// Shows all events of all workspaces that the stream has now, oldest first. What names no service is passed over.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the server is away before the last of them has come: what was shown is then not all.
+    pub async fn every_past(&self, mut show: impl FnMut(Past)) -> Result<(), Error> {
+        let failed = |error: &dyn std::fmt::Display| Error::Unavailable(format!("history: {error}"));
+        let last = self.last_sequence().await?;
+        let config = push::OrderedConfig {
+            deliver_subject: self.client.new_inbox(),
+            deliver_policy: DeliverPolicy::All,
+            ..push::OrderedConfig::default()
+        };
+        let stream = self.events_stream(subject::EVENTS).await?;
+        let consumer = stream.create_consumer(config).await.map_err(|error| failed(&error))?;
+        let mut left = consumer.cached_info().num_pending;
+        let mut messages = consumer.messages().await.map_err(|error| failed(&error))?;
+        while left > 0 {
+            let next = tokio::time::timeout(CALL, messages.next()).await.map_err(|error| failed(&error))?;
+            let message = next.ok_or_else(|| failed(&"it ended early"))?.map_err(|error| failed(&error))?;
+            let info = message.info().map_err(|error| failed(&error))?;
+            left = if info.stream_sequence >= last { 0 } else { info.pending };
+            if let Some(past) = read(&message) {
+                show(past);
+            }
+        }
+        Ok(())
     }
 
     /// The last stream sequence of the pipeline events.
@@ -199,15 +233,17 @@ impl History {
 
 fn read(message: &async_nats::jetstream::Message) -> Option<Past> {
     let info = message.info().ok()?;
-    let (_, event_type, service) = subject::parse(&message.subject)?;
+    let (workspace, event_type, service) = subject::parse(&message.subject)?;
     let header = |name: &str| super::header(message, name);
     let published = jiff::Timestamp::from_nanosecond(info.published.unix_timestamp_nanos()).unwrap_or_default();
     Some(Past {
+        workspace,
         service,
         envelope: Envelope::from_headers(header, event_type, subject::EVENTS, info.stream_sequence),
         event_type: event_type.to_owned(),
         sequence: info.stream_sequence,
         time: format!("{published:.3}"),
+        time_ms: u64::try_from(published.as_millisecond()).unwrap_or(0),
         body: message.payload.clone(),
         pending: info.pending,
     })

@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""Prepares the volumes of the compose stack, before anything else of it starts; again is fine, and changes nothing.
+
+It makes the passwords of the bus once, each readable by the one component that it is for, and gives each volume to its user.
+
+    setup.py                 # as the service `setup` does
+    setup.py show USER       # writes a password to standard output: `cli` is the one for the command line
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BUS = Path("/etc/kaai")
+PASSWORDS = BUS / "passwords"
+
+# The users of compose.yaml. Builder and deployer have the engine's socket, and so are root there in any case.
+OWNERS = {"packager": 10011, "builder": 0, "deployer": 0, "router": 10014, "scaler": 10015, "cli": 0}
+NATS = 10010
+
+# Folder -> user, group, mode.
+FOLDERS = {
+    "/var/lib/kaai/nats": (NATS, NATS, 0o700),
+    "/var/lib/registry": (10016, 10016, 0o700),
+    # Written by the packager, and by the builder in its group; what is made in it keeps the group.
+    "/var/lib/kaai/store": (10011, 10000, 0o2775),
+    "/var/lib/kaai/packager": (10011, 10000, 0o700),
+    "/var/lib/kaai/builder": (0, 0, 0o700),
+    "/var/lib/kaai/builder/tmp": (0, 0, 0o700),
+    # Routers reach through it to the sockets of replicas.
+    "/var/lib/kaai/deployer": (0, 0, 0o711),
+    # The holder makes its socket here, and routers open it.
+    "/run/kaai": (10013, 10001, 0o750),
+}
+
+
+def main():
+    if sys.argv[1:2] == ["show"] and len(sys.argv) == 3 and sys.argv[2] in OWNERS:
+        print((PASSWORDS / sys.argv[2]).read_text().strip())
+        return
+    if len(sys.argv) > 1:
+        sys.exit(f"write `show` and one of {', '.join(OWNERS)}, or nothing")
+    subprocess.run([sys.executable, HERE / "make-passwords.py", BUS], check=True)
+    for user, owner in OWNERS.items():
+        own(PASSWORDS / user, owner, 0, 0o400)
+    for name in ("nats-server.conf", "users.conf"):
+        shutil.copyfile(HERE / name, BUS / name)
+        own(BUS / name, NATS, NATS, 0o400)
+    own(BUS / "passwords.conf", NATS, NATS, 0o400)
+    own(PASSWORDS, 0, 0, 0o711)
+    own(BUS, 0, NATS, 0o750)
+    for folder, (user, group, mode) in FOLDERS.items():
+        Path(folder).mkdir(exist_ok=True)
+        own(folder, user, group, mode)
+    print("the volumes are ready")
+
+
+def own(path, user, group, mode):
+    os.chown(path, user, group)
+    os.chmod(path, mode)
+
+
+if __name__ == "__main__":
+    main()
