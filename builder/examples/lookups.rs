@@ -38,7 +38,7 @@ async fn main() {
     let store = Store::open(folder.path()).unwrap();
     let maker = Config::try_from(Args::parse_from(settings)).unwrap().images(&store).unwrap().unwrap();
     // What is looked for is known by its hash alone.
-    let plan = Plan::without_images(&Definition::read(&EnvironmentSpec::default()).unwrap()).unwrap();
+    let plan = Plan::without_images(&Definition::read(&EnvironmentSpec::default()).unwrap(), false).unwrap();
     let log = BuildLog::new(folder.path().join("log"));
     let (found, next) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let began = Instant::now();
