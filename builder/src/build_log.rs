@@ -36,7 +36,7 @@ struct Writer {
 }
 
 impl BuildLog {
-    /// A log that writes to a file once [`BuildLog::begin`] is called.
+    /// A log that writes to a file once `begin` is called.
     pub fn new(path: PathBuf) -> Self {
         let (lines, _) = broadcast::channel(WAITING);
         Self { lines, file: Mutex::default(), path }

@@ -8,7 +8,7 @@
 //!
 //! - Done twice, a request gives the same archive, the same models and the same event.
 //! - An archive that is stored already is not written again.
-//! - No plain key leaves this crate: keys of a deployment configuration are encrypted to the deployer ([`seal`]).
+//! - No plain key leaves this crate: keys of a deployment configuration are encrypted to the deployer (`runtime::sealing`).
 //!
 //! The command line uses the same library to read and pack a project on its user's machine.
 
