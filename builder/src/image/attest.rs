@@ -47,9 +47,13 @@ fn hexadecimal(digest: &str) -> &str {
     digest.strip_prefix("sha256:").unwrap_or(digest)
 }
 
-/// What a scanner said, with its whole report.
+/// The largest report that is attached: written as JSON it stays within what is read of a document again.
+const LARGEST_REPORT: usize = 1 << 20;
+
+/// What a scanner said, with its whole report unless that is too large; the object store has it in any case.
 pub(crate) fn scan_result(scan: &Scan, report: &[u8]) -> Value {
-    json!({ "scan": scan, "report": String::from_utf8_lossy(report) })
+    let attached = (report.len() <= LARGEST_REPORT).then(|| String::from_utf8_lossy(report));
+    json!({ "scan": scan, "report": attached })
 }
 
 /// The scan that a [`scan_result`] tells of.
@@ -82,10 +86,11 @@ pub(crate) async fn attach(
     attach_manifests(registries, image, entries).await
 }
 
-/// Has all that is attached to one image attached to its copy.
+/// Has what is attached to one image attached to its copy, but for scans: whoever copies an image judges it himself.
 pub(super) async fn copy(registries: &Registries, from: &Reference, to: &Reference) -> Result<(), Error> {
     let mut entries = Vec::new();
-    for attached in registries.referrers(from).await?.manifests {
+    let attached = registries.referrers(from).await?.manifests;
+    for attached in attached.into_iter().filter(|attached| attached.artifact_type.as_deref() != Some(SCAN)) {
         let at = from.clone_with_digest(attached.digest.clone());
         let Some((bytes, _)) = registries.manifest_bytes(&at).await? else { continue };
         let Ok(manifest) = serde_json::from_slice::<OciImageManifest>(&bytes) else { continue };
@@ -156,5 +161,18 @@ mod tests {
         assert_eq!(said["subject"][0]["digest"]["sha256"], "aa");
         assert_eq!(said["predicate"]["buildDefinition"]["externalParameters"]["facts"]["python"], "3.11.*");
         assert_eq!(said["predicate"]["buildDefinition"]["resolvedDependencies"][0]["digest"]["sha256"], "bb");
+    }
+
+    #[test]
+    fn a_report_that_is_too_large_to_be_read_again_is_left_out_and_the_verdict_is_not() {
+        let scan = Scan { command: "trivy {image}".into(), found: "2 low".into(), scanned: String::new() };
+        // What JSON escapes most.
+        for (length, there) in [(LARGEST_REPORT, true), (LARGEST_REPORT + 1, false)] {
+            let result = scan_result(&scan, &vec![1; length]);
+            assert_eq!(result["report"].is_string(), there);
+            let bytes = result.to_string().into_bytes();
+            assert!(bytes.len() < 8 << 20, "{}", bytes.len());
+            assert_eq!(scan_of(&bytes), Some(scan.clone()));
+        }
     }
 }

@@ -109,6 +109,25 @@ async fn what_has_passed_is_scanned_once_and_again_when_the_scanner_is_another()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_scan_that_others_have_made_counts_for_nothing_here() {
+    let test = "a_scan_that_others_have_made_counts_for_nothing_here";
+    let (Some(theirs), Some(ours)) = (Ground::new(test).await, Ground::new(test).await) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let command = format!("--scan-command={} {{image}} {{sbom}} {{report}}", scanner(folder.path(), "nothing"));
+    let base_image = Some(format!("{}/python:3.11", theirs.registry.address()));
+    let wanted =
+        || EnvironmentSpec { user_managed: true, base_image: base_image.clone(), ..EnvironmentSpec::default() };
+    let built = Place::new(&theirs.uv, &theirs.registry.address(), &[&command]).await.ask(wanted()).await.unwrap();
+    assert!(built.scan.is_some());
+    let global = format!("--global-registry={}/kaai", theirs.registry.address());
+    let copied = Place::new(&ours.uv, &ours.registry.address(), &[&global]).await.ask(wanted()).await.unwrap();
+    assert_eq!((copied.lookup, &copied.scan), (Lookup::Copied, &None), "nobody scans here yet");
+    let found = Place::new(&ours.uv, &ours.registry.address(), &[&command]).await.ask(wanted()).await.unwrap();
+    assert_eq!((found.lookup, found.scan.is_some()), (Lookup::Cached, true));
+    assert_eq!(asked(folder.path()).len(), 2, "once there, and once here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn environments_without_images_are_scanned_by_their_lists() {
     let test = "environments_without_images_are_scanned_by_their_lists";
     let Some(program) = uv::uv(test) else { return };

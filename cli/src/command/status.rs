@@ -65,7 +65,10 @@ fn detail(record: &ServiceRecord) {
     rows.push(vec!["runs from".to_owned(), environment::place(&release.image).to_owned()]);
     rows.extend(release.lookup.map(|lookup| vec!["lookup".to_owned(), environment::had(lookup, &release.asked)]));
     let scan = release.scan.as_ref();
-    let scan = scan.map_or("none: no scanner is configured (--scan-command)".to_owned(), environment::scanned);
+    let scan = scan.map_or(
+        "none: no scanner was configured (--scan-command) when it was deployed".to_owned(),
+        environment::scanned,
+    );
     rows.push(vec!["scan".to_owned(), scan]);
     output::line("");
     output::table(&["", ""], &rows);
