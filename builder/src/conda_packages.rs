@@ -13,9 +13,10 @@ use serde_json::json;
 
 use crate::{
     build_log::BuildLog,
+    disk::disk,
     environment::{Definition, Problem},
     process,
-    uv::{Uv, disk},
+    uv::Uv,
 };
 
 /// The file in an environment that says which conda packages were installed, with hashes.

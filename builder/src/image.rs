@@ -10,6 +10,7 @@ mod base;
 mod copy;
 mod engine;
 mod glibc;
+mod gzip;
 mod layer;
 mod login;
 mod registry;
@@ -35,13 +36,14 @@ use self::{layer::HOME, registry::Registries};
 use crate::{
     build_log::BuildLog,
     conda_packages::CondaProgram,
+    disk::disk,
     docker,
     environment::{Definition, Refused},
     identity,
     maker::{Found, Made, Maker, Planned},
     plan::Plan,
     scan::{Scanner, Subject},
-    uv::{Uv, disk},
+    uv::Uv,
     venv::too_long,
 };
 

@@ -10,17 +10,20 @@
 //! How an environment is made is behind [`maker::Maker`]: virtual environments on this machine, or images in a registry.
 
 pub mod build_log;
+mod bytecode;
 mod conda;
 mod conda_packages;
 pub mod config;
 pub mod conformance;
 mod decide;
 mod diagnosis;
+mod disk;
 mod docker;
 pub mod environment;
 mod flight;
 pub mod identity;
 pub(crate) mod image;
+mod kept;
 pub mod maker;
 mod metrics;
 mod pip;

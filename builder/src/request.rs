@@ -270,12 +270,10 @@ fn headline(line: &str) -> Option<String> {
         let verb = if line.starts_with('D') { "fetching" } else { "building" };
         return Some(format!("{verb} {}", package.split(' ').next().unwrap_or(package)));
     }
-    let told = ["building environment ", "asking ", "Python ", "no Python ", "copying ", "pushing "]
+    let told = ["building environment ", "asking ", "Python ", "no Python ", "copying ", "compiling ", "pushing "]
         .iter()
         .any(|start| line.starts_with(start));
-    let done =
-        line.starts_with("Prepared ") || line.starts_with("Installed ") || line.starts_with("Bytecode compiled ");
-    if done {
+    if ["Prepared ", "Installed ", "Bytecode "].iter().any(|start| line.starts_with(start)) {
         return Some(line[..1].to_ascii_lowercase() + &line[1..]);
     }
     (told || line.ends_with("is building this environment")).then(|| line.to_owned())
@@ -295,6 +293,8 @@ mod tests {
             ("Solved 12 packages", Some("conda: 12 packages")),
             ("Downloading numpy-2.4.6-py311_0.conda (7.2 MB)", Some("fetching numpy-2.4.6-py311_0.conda")),
             ("Installed 38 packages in 40ms", Some("installed 38 packages in 40ms")),
+            ("compiling bytecode", Some("compiling bytecode")),
+            ("Bytecode compiled: 10 modules, 2 known before", Some("bytecode compiled: 10 modules, 2 known before")),
             (" + numpy==2.4.6", None),
             ("builder-1 is building this environment", Some("builder-1 is building this environment")),
         ] {

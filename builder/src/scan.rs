@@ -20,7 +20,7 @@ use proto::{
 use runtime::store::Store;
 use tokio::{io::AsyncReadExt, process::Command, time::timeout};
 
-use crate::{build_log::BuildLog, process, process::Ended, uv::disk};
+use crate::{build_log::BuildLog, disk::disk, process, process::Ended};
 
 /// How much of a report is read.
 const LARGEST_REPORT: u64 = 16 << 20;

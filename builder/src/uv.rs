@@ -9,11 +9,12 @@ use std::{
 };
 
 use proto::failure::{Failure, Stage};
-use tokio::{process::Command, time::timeout};
+use tokio::{process::Command, time::timeout, try_join};
 
 use crate::{
     build_log::BuildLog,
     diagnosis,
+    disk::disk,
     plan::{COMPATIBLE_SETUPTOOLS, Plan},
     process::{self, Ended},
 };
@@ -173,7 +174,7 @@ impl Uv {
     pub(crate) async fn install(&self, folder: &Path, plan: &Plan, log: &BuildLog) -> Result<(), Failure> {
         let requirements = self.write_lists(folder, plan).await?;
         self.install_seeds(folder, plan, log).await?;
-        let mut install = self.uv(&["pip", "install", "--compile-bytecode"]);
+        let mut install = self.uv(&["pip", "install"]);
         install.arg("-r").arg(requirements).args(self.how(folder, plan)).args(into_condas(plan));
         succeeded(&self.run(install, log).await?, plan)
     }
@@ -182,14 +183,18 @@ impl Uv {
     pub(crate) async fn install_locked(&self, folder: &Path, plan: &Plan, log: &BuildLog) -> Result<PathBuf, Failure> {
         let requirements = self.write_lists(folder, plan).await?;
         let lock = folder.join("kaai-lock.txt");
-        self.install_seeds(folder, plan, log).await?;
         let mut resolve = self.uv(&["pip", "compile", "--quiet", "--generate-hashes", "--no-header", "--no-annotate"]);
-        match &plan.conda {
-            None => resolve.arg(requirements),
-            Some(_) => resolve.arg("--no-deps").arg(self.added_to_condas(folder, plan, &requirements, log).await?),
-        };
         resolve.arg("--output-file").arg(&lock).args(self.how(folder, plan));
-        succeeded(&self.run(resolve, log).await?, plan)?;
+        if plan.conda.is_none() {
+            resolve.arg(requirements);
+            // Neither knows of the other, and both wait for the index.
+            let (resolved, ()) = try_join!(self.run(resolve, log), self.install_seeds(folder, plan, log))?;
+            succeeded(&resolved, plan)?;
+        } else {
+            self.install_seeds(folder, plan, log).await?;
+            resolve.arg("--no-deps").arg(self.added_to_condas(folder, plan, &requirements, log).await?);
+            succeeded(&self.run(resolve, log).await?, plan)?;
+        }
         let mut install = self.uv(&["pip", "install", "--no-deps"]);
         // The list has no options, since a builder's own index may have a password in its address.
         install.arg("-r").arg(&lock).args(options(plan)).args(self.how(folder, plan)).args(into_condas(plan));
@@ -254,37 +259,6 @@ impl Uv {
         how
     }
 
-    /// Compiles all modules for an environment that is going to be at `home`, so that no start has to; what does not compile stays as it is.
-    ///
-    /// The result depends on the sources alone: it says no time, and the order of sets is fixed.
-    pub(crate) async fn compile(&self, folder: &Path, home: &Path, plan: &Plan, log: &BuildLog) -> Result<(), Failure> {
-        let libraries = tokio::fs::read_dir(folder.join("lib")).await;
-        let mut libraries = libraries.map_err(|error| disk(folder, &error))?;
-        while let Ok(Some(library)) = libraries.next_entry().await {
-            let python = library.file_name().to_string_lossy().starts_with("python3.");
-            if !python || !library.file_type().await.is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            // Conda's Python is the environment's own, and its library is to be compiled as well.
-            let part = if plan.conda.is_some() { "" } else { "site-packages" };
-            let site = library.path().join(part);
-            let there = home.join("lib").join(library.file_name()).join(part);
-            let mut command = self.command(&folder.join("bin/python"));
-            command.args(["-m", "compileall", "-q", "-f", "-j", "0", "--invalidation-mode", "unchecked-hash", "-d"]);
-            command.arg(there).arg(site).env("PYTHONHASHSEED", "0");
-            // What is imported meanwhile would be kept with the time of its source.
-            command.env("PYTHONDONTWRITEBYTECODE", "1");
-            // Its words are about files for other Pythons, which some packages bring along.
-            let ended = process::run(command, |_| ()).await.map_err(|error| disk(folder, &error))?;
-            log.line(if ended.status.success() {
-                "Bytecode compiled"
-            } else {
-                "Bytecode compiled, but for some files"
-            });
-        }
-        Ok(())
-    }
-
     /// The packages that an environment has, `numpy==2.4.6` for example.
     pub(crate) async fn packages(&self, folder: &Path) -> Vec<String> {
         let python = folder.join("bin/python");
@@ -344,22 +318,6 @@ fn index_arguments(plan: &Plan) -> Vec<String> {
     let mut arguments: Vec<String> = of_index.flat_map(|line| line.split(' ').map(str::to_owned)).collect();
     arguments.extend(plan.trusted_hosts.iter().flat_map(|host| ["--allow-insecure-host".to_owned(), host.clone()]));
     arguments
-}
-
-/// A file of an environment could not be written.
-pub(crate) fn disk(path: &Path, error: &std::io::Error) -> Failure {
-    let full = matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
-    let path = path.display();
-    let (cause, remedy) = match full {
-        true => {
-            (format!("no space is left on the disk of {path}"), "free some space there, then deploy again".to_owned())
-        }
-        false => (
-            format!("{path} cannot be written: {error}"),
-            "give the builder's user the right to write there".to_owned(),
-        ),
-    };
-    Failure::platform(Stage::Building, cause, remedy)
 }
 
 #[cfg(test)]

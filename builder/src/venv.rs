@@ -21,17 +21,19 @@ use proto::{
 };
 use tokio::time::timeout;
 
-use self::folder::{Marker, attempts, blocking, boot, is_synced, remove, sweep, sync, whole, write_marker};
+use self::folder::{Marker, attempts, is_synced, remove, sweep, sync, whole, write_marker};
 use crate::{
     build_log::BuildLog,
+    bytecode::Modules,
     conda_packages::{self, CondaProgram, Place},
+    disk::{blocking, boot, disk},
     environment::{Definition, Refused},
     identity::{self, RECIPE},
     maker::{Found, Made, Maker, Planned},
     plan::Plan,
     sbom,
     scan::{Scanner, Subject},
-    uv::{Uv, disk},
+    uv::Uv,
 };
 
 /// How long a new environment is left to the kernel, which writes it to disk by and by.
@@ -106,6 +108,8 @@ impl Venv {
             None => self.uv.bare(&path, plan, log).await?,
         }
         self.uv.install(folder, plan, log).await?;
+        let modules = Modules { environment: folder, with_library: plan.conda.is_some(), home: folder, kept: None };
+        modules.compile(&self.uv, log).await?;
         self.uv.try_imports(folder, plan, log).await?;
         let Some(python) = self.uv.version(&folder.join("bin/python")).await else {
             return Err(Failure::platform(

@@ -22,11 +22,13 @@ use super::{
 };
 use crate::{
     build_log::BuildLog,
+    bytecode::Modules,
     conda_packages::{CondaPackage, Place, Wanted},
+    disk::{blocking, disk},
+    kept::Kept,
     maker::Made,
     plan::Plan,
     sbom,
-    uv::disk,
 };
 
 /// When every image of ours was made: an equal one has an equal digest.
@@ -92,15 +94,28 @@ impl Images {
         };
         let plan = plan.with_python(minor);
         let lock = self.uv.install_locked(&environment, &plan, log).await?;
-        self.uv.try_imports(&environment, &plan, log).await?;
-        self.uv.compile(&environment, Path::new(HOME), &plan, log).await?;
+        let parent = self.scratch.clone();
+        let kept = blocking(move || Kept::open(&parent)).await.map_err(|error| disk(&self.scratch, &error))?;
+        let modules = Modules {
+            environment: &environment,
+            with_library: plan.conda.is_some(),
+            home: Path::new(HOME),
+            kept: Some(&kept),
+        };
+        modules.compile(&self.uv, log).await?;
         let lock = tokio::fs::read_to_string(&lock).await.map_err(|error| disk(&lock, &error))?;
-        let kept = environment.join(LOCK);
-        tokio::fs::write(&kept, &lock).await.map_err(|error| disk(&kept, &error))?;
+        let noted = environment.join(LOCK);
+        tokio::fs::write(&noted, &lock).await.map_err(|error| disk(&noted, &error))?;
         let into = folder.to_owned();
-        let packing = tokio::task::spawn_blocking(move || layer::pack(&environment, interpreter.as_deref(), &into));
-        let layer = packing.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-        let layer = layer.map_err(|error| disk(folder, &error))?;
+        let packed = environment.clone();
+        let packing = blocking(move || {
+            let layer = layer::pack(&packed, interpreter.as_deref(), &kept, &into);
+            kept.trim();
+            layer
+        });
+        // Both only read.
+        let packing = async { packing.await.map_err(|error| disk(folder, &error)) };
+        let (layer, ()) = try_join!(packing, self.uv.try_imports(&environment, &plan, log))?;
         Ok(Some(Packages { layer, python: format!("3.{minor}"), lock, conda }))
     }
 

@@ -11,10 +11,12 @@ use std::{
 };
 
 use data_encoding::BASE64URL_NOPAD;
-use flate2::{Compression, write::GzEncoder};
 use oci_distribution::manifest::{IMAGE_LAYER_GZIP_MEDIA_TYPE, OciDescriptor};
 use proto::id::Digest;
 use sha2::{Digest as _, Sha256};
+
+use super::gzip::Gzip;
+use crate::kept::Kept;
 
 /// Where the environment lies in every image.
 pub(crate) const HOME: &str = "/opt/kaai/environment";
@@ -41,15 +43,18 @@ pub(crate) struct Layer {
 /// # Errors
 ///
 /// Fails when something cannot be read, or the file not be written.
-pub(crate) fn pack(environment: &Path, interpreter: Option<&str>, into: &Path) -> io::Result<Layer> {
+pub(crate) fn pack(environment: &Path, interpreter: Option<&str>, kept: &Kept, into: &Path) -> io::Result<Layer> {
     let file = tempfile::NamedTempFile::new_in(into)?;
     // One pass: the tar is hashed, compressed, and hashed again.
-    let compressed = GzEncoder::new(Hashing::new(io::BufWriter::new(file.reopen()?)), Compression::fast());
+    let compressed = Gzip::new(Hashing::new(io::BufWriter::new(file.reopen()?)), kept);
     let mut tar = Tar { builder: tar::Builder::new(Hashing::new(compressed)) };
     for folder in ["opt", "opt/kaai", "opt/kaai/environment"] {
         tar.folder(folder)?;
     }
     for (name, entry) in entries(environment, interpreter)? {
+        if matches!(entry, Entry::Folder) && is_of_package(&name) {
+            tar.builder.get_mut().writer.cut()?;
+        }
         let name = format!("{}/{name}", HOME.trim_start_matches('/'));
         match entry {
             Entry::Folder => tar.folder(&name)?,
@@ -71,6 +76,11 @@ pub(crate) fn pack(environment: &Path, interpreter: Option<&str>, into: &Path) -
         ..OciDescriptor::default()
     };
     Ok(Layer { file, descriptor, diff_id })
+}
+
+/// Whether a folder is that of a package or of its description, which other environments have as well.
+fn is_of_package(folder: &str) -> bool {
+    folder.rsplit_once('/').is_some_and(|(parent, _)| parent.ends_with("/site-packages"))
 }
 
 /// What stands under a name in the layer.
@@ -266,8 +276,12 @@ mod tests {
         root
     }
 
+    fn packed(root: &Path, interpreter: Option<&str>, folder: &Path) -> Layer {
+        pack(root, interpreter, &Kept::open(folder).unwrap(), folder).unwrap()
+    }
+
     fn unpacked(layer: &Layer) -> BTreeMap<String, (u32, String)> {
-        let reader = flate2::read::GzDecoder::new(layer.file.reopen().unwrap());
+        let reader = flate2::read::MultiGzDecoder::new(layer.file.reopen().unwrap());
         let mut all = BTreeMap::new();
         for entry in tar::Archive::new(reader).entries().unwrap() {
             let mut entry = entry.unwrap();
@@ -290,8 +304,8 @@ mod tests {
         let names = ["a.py", "b.py", "script", "record", "python", "activate"];
         let mut turned = names;
         turned.reverse();
-        let first = pack(&environment(here.path(), &names), Some("/usr/bin/python3.11"), one.path()).unwrap();
-        let second = pack(&environment(there.path(), &turned), Some("/usr/bin/python3.11"), there.path()).unwrap();
+        let first = packed(&environment(here.path(), &names), Some("/usr/bin/python3.11"), one.path());
+        let second = packed(&environment(there.path(), &turned), Some("/usr/bin/python3.11"), there.path());
         assert_eq!((&first.descriptor.digest, &first.diff_id), (&second.descriptor.digest, &second.diff_id));
         let content = fs::read(first.file.path()).unwrap();
         assert_eq!(first.descriptor.size, i64::try_from(content.len()).unwrap());
@@ -302,7 +316,7 @@ mod tests {
     fn what_names_the_environments_path_names_the_one_in_the_image() {
         let folder = tempfile::tempdir().unwrap();
         let root = environment(folder.path(), &["script", "record", "python", "activate", "a.py"]);
-        let all = unpacked(&pack(&root, Some("/usr/bin/python3.11"), folder.path()).unwrap());
+        let all = unpacked(&packed(&root, Some("/usr/bin/python3.11"), folder.path()));
         let at = |name: &str| &all[&format!("opt/kaai/environment/{name}")];
         let script = "#!/opt/kaai/environment/bin/python\nprint(1)\n";
         assert_eq!(at("bin/x"), &(0o755, script.to_owned()));
@@ -318,7 +332,7 @@ mod tests {
     fn an_environment_with_a_python_of_its_own_keeps_it() {
         let folder = tempfile::tempdir().unwrap();
         let root = environment(folder.path(), &["script", "python"]);
-        let all = unpacked(&pack(&root, None, folder.path()).unwrap());
+        let all = unpacked(&packed(&root, None, folder.path()));
         assert_eq!(all["opt/kaai/environment/bin/python"].1, "/usr/lib/python3.11", "as it was linked");
         assert!(!all.contains_key("opt/kaai/environment/pyvenv.cfg"), "it is no virtual environment: {all:?}");
         assert!(all["opt/kaai/environment/bin/x"].1.starts_with("#!/opt/kaai/environment/bin/python"));

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use proto::{builder::Scan, id::EnvironmentHash};
 use serde::{Deserialize, Serialize};
 
+use crate::disk::{blocking, boot};
+
 /// The file that is in an environment that is whole.
 const MARKER: &str = "kaai-environment.json";
 /// The file that is in an environment that would survive the loss of power.
@@ -64,11 +66,6 @@ pub(super) async fn remove(folder: PathBuf) {
     }
 }
 
-/// Names this start of the machine; all starts are one where the kernel does not tell.
-pub(super) fn boot() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
-}
-
 /// Writes the marker last, whole or not at all.
 pub(super) fn write_marker(folder: &Path, marker: &Marker) -> std::io::Result<()> {
     let partial = folder.join("kaai-environment.partial");
@@ -89,12 +86,6 @@ pub(super) fn sync(folder: &Path) -> std::io::Result<()> {
     rustix::fs::syncfs(&handle)?;
     std::fs::File::create(folder.join(SYNCED))?.sync_all()?;
     handle.sync_all()
-}
-
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> std::io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
 #[cfg(test)]

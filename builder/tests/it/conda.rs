@@ -8,7 +8,7 @@ use std::{
 };
 
 use builder::config::CondaSettings;
-use flate2::{Compression, read::GzDecoder, write::GzEncoder};
+use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
 use oci_distribution::{Client, Reference, client::ClientConfig, secrets::RegistryAuth};
 use proto::{
     failure::{Blame, Failure},
@@ -190,7 +190,7 @@ async fn files(image: &Reference, layer: &oci_distribution::manifest::OciDescrip
     let mut blob = Vec::new();
     client.pull_blob(image, layer, &mut blob).await.unwrap();
     let mut files = BTreeMap::new();
-    for entry in tar::Archive::new(GzDecoder::new(blob.as_slice())).entries().unwrap() {
+    for entry in tar::Archive::new(MultiGzDecoder::new(blob.as_slice())).entries().unwrap() {
         let mut entry = entry.unwrap();
         let (name, mut content) = (entry.path().unwrap().display().to_string(), Vec::new());
         entry.read_to_end(&mut content).unwrap();
@@ -217,7 +217,7 @@ fn without_python(layout: &Path, into: &Path) {
     let mut config = read(&blob(&manifest["config"]["digest"]));
     let layer = blob(&manifest["layers"][0]["digest"]);
     let mut tar = tar::Builder::new(Vec::new());
-    for entry in tar::Archive::new(GzDecoder::new(layer.as_slice())).entries().unwrap() {
+    for entry in tar::Archive::new(MultiGzDecoder::new(layer.as_slice())).entries().unwrap() {
         let mut entry = entry.unwrap();
         let path = entry.path().unwrap().into_owned();
         if path.to_string_lossy().contains("python3") {

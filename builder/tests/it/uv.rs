@@ -279,7 +279,7 @@ async fn a_builder_process_that_is_killed_is_replaced_by_another() {
 fn wrapper(folder: &Path, uv: &Path) -> PathBuf {
     let (here, uv) = (folder.display(), uv.display());
     let script = format!(
-        "#!/bin/sh\ncase \"$*\" in *--compile-bytecode*)\n  : > {here}/waiting\n  \
+        "#!/bin/sh\ncase \"$*\" in *\"pip install -r\"*)\n  : > {here}/waiting\n  \
          while [ -d {here} ] && [ ! -e {here}/gate ]; do sleep 0.05; done\nesac\nexec {uv} \"$@\"\n"
     );
     program_of(folder, &script)
