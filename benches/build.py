@@ -16,6 +16,7 @@ machine. Bytes pushed are what the registry's storage grew by; the size is that 
 import argparse
 import json
 import os
+import secrets
 import shutil
 import socket
 import statistics
@@ -38,7 +39,9 @@ PATIENCE = 900.0
 SERVER = "azureml-inference-server-http==1.5.1"
 PACKAGES = ["scikit-learn==1.8.0", "pandas==2.3.3", "joblib==1.5.2"]
 # One more makes it another environment.
-MORE = ["toolz==1.0.0", "threadpoolctl==3.6.0"]
+MORE = ["toolz==1.0.0"]
+# An engine remembers the steps of every run before this one.
+RUN = secrets.token_hex(4)
 
 SIDES = {
     "assemble": "kaai, assembled",
@@ -60,21 +63,20 @@ def main():
             sys.exit(f"{program} is not on PATH: run this with `make bench-build`")
     folder = Path(tempfile.mkdtemp(prefix="kaai-bench-"))
     try:
-        with Registry(folder) as registry, Bus(folder) as bus:
+        with Bus(folder) as bus:
             print_versions(builder)
-            registry.seed()
-            peers = Peers(folder, registry)
-            rounds = [one_round(number, folder, registry, bus, builder, peers) for number in range(1, args.rounds + 1)]
-            peers.forget()
+            rounds = [one_round(number, folder, bus, builder) for number in range(1, args.rounds + 1)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(report(rounds))
 
 
-def one_round(number, folder, registry, bus, builder, peers):
-    """Each side cold and then warm, then what is there already is asked for again."""
-    measured = {}
-    with Builder(folder / f"builder-{number}", registry, bus, builder) as kaai:
+def one_round(number, folder, bus, builder):
+    """Each side cold and then warm, then what is there already is asked for again; all with a registry that has the base image alone."""
+    measured, folder = {}, folder / f"round-{number}"
+    folder.mkdir()
+    with Registry(folder) as registry, Builder(folder / "builder", registry, bus, builder) as kaai:
+        peers = Peers(folder, registry)
         ways = {
             "assemble": lambda packages, cold: kaai.make(packages),
             "engine": lambda packages, cold: kaai.make(None, peers.dockerfile("uv", packages, f"engine-{number}", cold)),
@@ -82,12 +84,13 @@ def one_round(number, folder, registry, bus, builder, peers):
             "uv": lambda packages, cold: peers.build("uv", packages, f"uv-{number}", cold),
         }
         for side, make in ways.items():
-            for kind, packages in (("cold", PACKAGES), ("warm", PACKAGES + MORE[:1])):
+            for kind, packages in (("cold", PACKAGES), ("warm", PACKAGES + MORE)):
                 measured[side, kind] = registry.measured(lambda: make(packages, kind == "cold"))
         measured["found"] = [kaai.make(PACKAGES, expect="cached").seconds for _ in range(20)]
         before = registry.bytes()
         source_only = kaai.make(PACKAGES, expect="cached")
         assert registry.bytes() == before and source_only.reference, "a change of source pushes nothing"
+        peers.forget()
     line = ", ".join(f"{side} {measured[side, 'cold'].seconds:.1f}/{measured[side, 'warm'].seconds:.1f}" for side in SIDES)
     print(f"round {number}   seconds cold/warm: {line}", flush=True)
     return measured
@@ -114,6 +117,7 @@ class Registry:
         self.command, self.log = ["docker-registry", "serve", str(config)], open(folder / "registry.log", "wb")
 
     def __enter__(self):
+        self.seed()
         self.process = subprocess.Popen(self.command, stdout=self.log, stderr=self.log)
         until(lambda: listens(self.port), "the registry listens")
         return self
@@ -286,14 +290,14 @@ class Peers:
             words += ["--link-mode=copy", *(["--no-cache"] if cold and mark.startswith("engine") else [])]
             words += ["--target", "/srv/packages", *install]
         # A line of its own makes it a step that the engine has not run before.
-        return f"FROM {self.base}\nENV BENCH={mark}-{len(packages)}\nRUN {json.dumps(words)}\n"
+        return f"FROM {self.base}\nENV BENCH={RUN}-{mark}-{len(packages)}\nRUN {json.dumps(words)}\n"
 
     def build(self, way, packages, mark, cold):
         text = self.dockerfile(way, packages, mark, cold)
         mounts = "--mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt " if CERTIFICATES.exists() else ""
         if way == "uv":
             # A cache of this round's own: empty when it is cold, filled by that when it is warm.
-            mounts += f"--mount=type=cache,id=kaai-bench-{os.getpid()}-{mark},target=/root/.cache/uv "
+            mounts += f"--mount=type=cache,id=kaai-bench-{RUN}-{mark},target=/root/.cache/uv "
         certificates = "ARG SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt\nARG PIP_CERT=/etc/ssl/certs/ca-certificates.crt\n"
         text = text.replace("RUN ", f"{certificates}RUN {mounts}")
         tag = f"{self.registry.host}/bench/{mark}:{len(packages)}"

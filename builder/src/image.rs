@@ -14,13 +14,11 @@ mod gzip;
 mod layer;
 mod login;
 mod registry;
+mod repository;
+mod scratch;
 pub(crate) mod steps;
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use oci_distribution::Reference;
 use proto::{
@@ -31,12 +29,11 @@ use proto::{
 };
 use tokio::time::{Instant, timeout};
 
-pub(crate) use self::{engine::Engine, login::Logins, registry::Access};
+pub(crate) use self::{engine::Engine, login::Logins, registry::Access, repository::Repository};
 use self::{layer::HOME, registry::Registries};
 use crate::{
     build_log::BuildLog,
     conda_packages::CondaProgram,
-    disk::disk,
     docker,
     environment::{Definition, Refused},
     identity,
@@ -80,45 +77,6 @@ pub(crate) struct Settings {
     pub(crate) engine: Option<Engine>,
     pub(crate) scratch: PathBuf,
     pub(crate) deadline: Duration,
-}
-
-/// Where images lie: host and port of a registry, and a repository there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Repository {
-    host: String,
-    name: String,
-}
-
-impl Repository {
-    /// Reads `HOST[:PORT][/PREFIX]`; `/environments` is put behind the prefix.
-    pub(crate) fn read(text: &str) -> Result<Self, String> {
-        let whole = format!("{}/environments", text.trim_end_matches('/'));
-        let wrong = || {
-            format!("{text:?} is no registry: give host, port and prefix, registry.example.com:5000/kaai for example")
-        };
-        let (host, name) = whole.split_once('/').ok_or_else(wrong)?;
-        let named = host.contains(['.', ':']) || host == "localhost";
-        let reference: Reference = whole.parse().map_err(|_| wrong())?;
-        if !named || text.contains("://") || reference.repository() != name {
-            return Err(wrong());
-        }
-        Ok(Self { host: host.to_owned(), name: name.to_owned() })
-    }
-
-    fn image(&self, environment: &EnvironmentHash) -> Reference {
-        Reference::with_tag(self.host.clone(), self.name.clone(), environment.to_string())
-    }
-
-    /// Where the results of docker steps lie.
-    fn ground(&self, tag: &str) -> Reference {
-        let name = format!("{}/steps", self.name.trim_end_matches("/environments"));
-        let name = if self.name == "environments" { "steps".to_owned() } else { name };
-        Reference::with_tag(self.host.clone(), name, tag.to_owned())
-    }
-
-    fn shown(&self) -> String {
-        format!("{}/{}", self.host, self.name)
-    }
 }
 
 impl Images {
@@ -374,65 +332,9 @@ fn defect(cause: String) -> Failure {
     Failure::platform(Stage::Building, cause, "this is a defect of kaai; please report it")
 }
 
-/// How the folder of one making begins.
-const MAKING: &str = "making-";
-
-/// A folder for one making, which goes with its handle. What builders left that were killed goes first.
-fn scratch(parent: &Path, deadline: Duration) -> Result<tempfile::TempDir, Failure> {
-    let make = || {
-        std::fs::create_dir_all(parent)?;
-        sweep(parent, deadline)?;
-        tempfile::Builder::new().prefix(MAKING).tempdir_in(parent)
-    };
-    make().map_err(|error| disk(parent, &error))
-}
-
-/// Removes folders that are older than a making can be. Another builder may be at a younger one.
-fn sweep(parent: &Path, deadline: Duration) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(parent)? {
-        let entry = entry?;
-        let old = entry.metadata().and_then(|found| found.modified()).is_ok_and(|made| {
-            // A clock that was set back makes it young, and it goes another time.
-            made.elapsed().is_ok_and(|age| age > 2 * deadline)
-        });
-        if old && entry.file_name().to_string_lossy().starts_with(MAKING) {
-            // Left behind, it costs space until the next making.
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_registry_is_read_with_its_prefix() {
-        let read = |text: &str| Repository::read(text).map(|repository| repository.shown());
-        assert_eq!(read("127.0.0.1:5000").unwrap(), "127.0.0.1:5000/environments");
-        assert_eq!(read("registry.example.com/team/kaai/").unwrap(), "registry.example.com/team/kaai/environments");
-        assert_eq!(read("localhost/kaai").unwrap(), "localhost/kaai/environments");
-        for wrong in ["", "kaai", "https://registry.example.com", "registry.example.com/UPPER", "a b.c/d"] {
-            assert!(read(wrong).unwrap_err().contains("is no registry"), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn what_killed_builders_left_is_removed_and_what_others_make_is_not() {
-        let parent = tempfile::tempdir().unwrap();
-        let names = ["making-old", "making-new", "bases"];
-        for name in names {
-            std::fs::create_dir(parent.path().join(name)).unwrap();
-        }
-        let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-        for name in ["making-old", "bases"] {
-            std::fs::File::open(parent.path().join(name)).unwrap().set_modified(long_ago).unwrap();
-        }
-        let own = scratch(parent.path(), Duration::from_secs(60)).unwrap();
-        let there = names.map(|name| parent.path().join(name).exists());
-        assert_eq!((there, own.path().exists()), ([false, true, true], true));
-    }
 
     #[test]
     fn an_image_without_our_packages_runs_its_own_python() {

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """Prepares the volumes of the compose stack, before anything else of it starts; again is fine, and changes nothing.
 
-It makes the passwords of the bus once, each readable by the one component that it is for, and gives each volume to its user.
+It makes the passwords of the bus and the keys to the object store once, each readable by the one component that it is for, and gives each
+volume to its user.
 
     setup.py                 # as the service `setup` does
     setup.py show USER       # writes a password to standard output: `cli` is the one for the command line
 """
 
+import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -20,14 +23,20 @@ PASSWORDS = BUS / "passwords"
 # The users of compose.yaml. Builder and deployer have the engine's socket, and so are root there in any case.
 OWNERS = {"packager": 10011, "builder": 0, "deployer": 0, "router": 10014, "scaler": 10015, "cli": 0}
 NATS = 10010
+OBJECTS = 10017
+# What each may do with the objects in the bucket `kaai`.
+KEYS = {
+    "packager": ["Read:kaai", "Write:kaai", "List:kaai"],
+    "builder": ["Read:kaai", "Write:kaai", "List:kaai"],
+    "deployer": ["Read:kaai", "List:kaai"],
+}
 
 # Folder -> user, group, mode.
 FOLDERS = {
     "/var/lib/kaai/nats": (NATS, NATS, 0o700),
     "/var/lib/registry": (10016, 10016, 0o700),
-    # Written by the packager, and by the builder in its group; what is made in it keeps the group.
-    "/var/lib/kaai/store": (10011, 10000, 0o2775),
-    "/var/lib/kaai/packager": (10011, 10000, 0o700),
+    "/var/lib/objects": (OBJECTS, OBJECTS, 0o700),
+    "/var/lib/kaai/packager": (10011, 10011, 0o700),
     "/var/lib/kaai/builder": (0, 0, 0o700),
     "/var/lib/kaai/builder/tmp": (0, 0, 0o700),
     # Routers reach through it to the sockets of replicas.
@@ -49,6 +58,7 @@ def main():
     for name in ("nats-server.conf", "users.conf"):
         shutil.copyfile(HERE / name, BUS / name)
         own(BUS / name, NATS, NATS, 0o400)
+    make_keys()
     own(BUS / "passwords.conf", NATS, NATS, 0o400)
     own(PASSWORDS, 0, 0, 0o711)
     own(BUS, 0, NATS, 0o750)
@@ -56,6 +66,27 @@ def main():
         Path(folder).mkdir(exist_ok=True)
         own(folder, user, group, mode)
     print("the volumes are ready")
+
+
+def make_keys():
+    """A key to the object store for each component that has one, and all of them for its server."""
+    identities = []
+    for component, actions in KEYS.items():
+        path = PASSWORDS / f"store-{component}"
+        if not path.exists():
+            # Whoever is killed in the middle leaves a part that nobody reads.
+            part = path.with_suffix(".part")
+            part.touch(0o600)
+            part.write_text(f"aws_access_key_id=kaai-{component}\naws_secret_access_key={secrets.token_hex(32)}\n")
+            part.replace(path)
+        own(path, OWNERS[component], 0, 0o400)
+        key, secret = (line.split("=", 1)[1] for line in path.read_text().splitlines())
+        credentials = [{"accessKey": key, "secretKey": secret}]
+        identities.append({"name": component, "credentials": credentials, "actions": actions})
+    path = PASSWORDS / "objects"
+    path.touch(0o600)
+    path.write_text(json.dumps({"identities": identities}))
+    own(path, OBJECTS, 0, 0o400)
 
 
 def own(path, user, group, mode):

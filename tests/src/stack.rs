@@ -66,12 +66,12 @@ impl Stack {
     ///
     /// # Errors
     ///
-    /// Fails without an engine, a base image, `docker`, `docker-registry`, `nats-server` or uv.
+    /// Fails without an engine, a base image, `docker`, `docker-registry`, `nats-server`, `weed` or uv.
     pub fn new() -> Result<Self, &'static str> {
         let layout = base_image().ok_or("there is no base image: python3 tools/base_image.py makes it")?;
-        let needed = |name| program(name).ok_or("it needs docker, docker-registry, nats-server and uv");
-        let (docker, registry, nats, uv) =
-            (needed("docker")?, needed("docker-registry")?, needed("nats-server")?, needed("uv")?);
+        let needed = |name| program(name).ok_or("it needs docker, docker-registry, nats-server, uv and weed");
+        let (docker, uv) = (needed("docker")?, needed("uv")?);
+        let servers = [needed("nats-server")?, needed("docker-registry")?, needed("weed")?];
         if !Command::new(docker).arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
         {
             return Err("there is no Docker engine");
@@ -87,7 +87,7 @@ impl Stack {
             bus: format!("nats://127.0.0.1:{}", ports[2]),
             name,
         };
-        stack.lay_out(&uv, &nats, &registry);
+        stack.lay_out(&uv, &servers);
         let base = stack.import(&layout);
         let context = stack.path("context").display().to_string();
         let ports = ports.map(|port| port.to_string());
@@ -99,9 +99,11 @@ impl Stack {
             ("KAAI_IMAGES", stack.name.clone()),
             ("KAAI_BASE_IMAGE", base.clone()),
             ("KAAI_BUILDER_BASE_IMAGE", base.clone()),
-            ("KAAI_PACKAGER_BASE_IMAGE", base),
+            ("KAAI_PACKAGER_BASE_IMAGE", base.clone()),
+            ("KAAI_DEPLOYER_BASE_IMAGE", base),
             ("KAAI_NATS_IMAGE", format!("{}/nats", stack.name)),
             ("KAAI_REGISTRY_IMAGE", format!("{}/registry", stack.name)),
+            ("KAAI_OBJECTS_IMAGE", format!("{}/objects", stack.name)),
             ("KAAI_BASE_IMAGES", format!("3.11={}", stack.base_image())),
             ("KAAI_HEALTH_INTERVAL", "2s".to_owned()),
         ];
@@ -114,8 +116,8 @@ impl Stack {
     }
 
     /// What is built from, and what is other here than in `compose.yaml`.
-    fn lay_out(&self, uv: &Path, nats: &Path, registry: &Path) {
-        for folder in ["context/programs", "context/.tools/bin", "context/deploy", "nats", "registry"] {
+    fn lay_out(&self, uv: &Path, [nats, registry, weed]: &[PathBuf; 3]) {
+        for folder in ["context/programs", "context/.tools/bin", "context/deploy", "nats", "registry", "objects"] {
             fs::create_dir_all(self.path(folder)).unwrap();
         }
         for component in ["packager", "builder", "deployer", "router", "scaler"] {
@@ -127,7 +129,9 @@ impl Stack {
             copy(&root().join("deploy").join(part), &self.path("context/deploy").join(part));
         }
         fs::copy(root().join("deploy/Containerfile"), self.path("context/deploy/Containerfile")).unwrap();
-        for (folder, file, name) in [("nats", nats, "nats-server"), ("registry", registry, "registry")] {
+        for (folder, file, name) in
+            [("nats", nats, "nats-server"), ("registry", registry, "registry"), ("objects", weed, "weed")]
+        {
             put(file, &self.path(folder).join(name));
             fs::write(self.path(folder).join("wget"), WGET).unwrap();
             fs::set_permissions(self.path(folder).join("wget"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -144,6 +148,7 @@ impl Stack {
         let own = serde_json::json!({ "services": {
             "nats": { "build": { "context": self.path("nats") } },
             "registry": { "build": { "context": self.path("registry") } },
+            "objects": { "build": { "context": self.path("objects") } },
             "builder": {
                 "environment": { "UV_CACHE_DIR": "/var/cache/uv", "SSL_CERT_FILE": certificates },
                 "volumes": mounts,

@@ -18,7 +18,7 @@ use super::{
     image,
     layer::{self, HOME, LOCK, Layer},
     registry::{self, describe},
-    scratch,
+    scratch::scratch,
 };
 use crate::{
     build_log::BuildLog,

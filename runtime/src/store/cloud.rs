@@ -7,7 +7,7 @@ use object_store::{
     azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, path::Path, prefix::PrefixStore,
 };
 
-use super::{Cloud, Error};
+use super::{Cloud, Error, fault::explain};
 use crate::{
     config::{Credentials, StoreSettings},
     tls,
@@ -94,6 +94,8 @@ fn options(settings: &StoreSettings) -> Result<ClientOptions, Error> {
     // A whole model takes as long as it takes; a server that is silent does not.
     let mut options = ClientOptions::new()
         .with_allow_http(plain)
+        // Without TLS there is nothing to trust, and a small container has no certificates. Other logins than a file's come by TLS.
+        .with_no_system_certificates(plain && settings.credentials.is_some())
         .with_connect_timeout(CONNECT)
         .with_read_timeout(settings.patience)
         .with_timeout_disabled();
@@ -119,7 +121,7 @@ fn unusable(settings: &StoreSettings, cloud: Cloud, error: &object_store::Error)
         Cloud::Azure if text.contains("Account must be specified") => {
             "the account is not known; put azure_storage_account_name into --store-credentials FILE, or set AZURE_STORAGE_ACCOUNT_NAME".to_owned()
         }
-        _ => text,
+        _ => explain(error),
     };
     Error::Start { address: settings.address.to_string(), cause }
 }

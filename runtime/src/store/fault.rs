@@ -4,7 +4,7 @@
 //! run over pages, and name what was signed.
 
 /// Codes of an answer, what they mean, and what to do.
-const KNOWN: [(&[&str], &str); 10] = [
+const KNOWN: [(&[&str], &str); 11] = [
     (
         &["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"],
         "there is no such bucket; make it, or name another with --store",
@@ -45,6 +45,10 @@ const KNOWN: [(&[&str], &str); 10] = [
     (
         &["invalid peer certificate", "UnknownIssuer", "certificate verify failed"],
         "its certificate is not trusted; name the authority that signed it with --store-ca",
+    ),
+    (
+        &["No CA certificates were loaded"],
+        "this machine has no certificates of authorities; install ca-certificates, or name some with --store-ca",
     ),
     (
         &["169.254.169.254", "169.254.170", "metadata.google.internal"],
