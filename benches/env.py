@@ -47,7 +47,6 @@ def main():
         print(f"\n{FILES} environment files, hashed twice in two spellings: {same} the same, {len(hashes)} different")
         print(f"`kaai env show` of one: median {milliseconds:.1f} ms, the start of the program with it")
         with Registry(Path(folder)) as registry:
-            registry.seed()
             tag(registry, hashes)
             rounds = [(ours(lookups, registry, hashes, args), plain(registry, hashes, args)) for _ in range(args.rounds)]
     print(report(same, rounds))

@@ -16,6 +16,9 @@ import sys
 
 # Half of a large package, and nobody imports them but whoever develops it.
 TESTS = {"test", "tests"}
+# For another version of Python, or a template: whoever imports it hears of it. All else is no affair of the module.
+NOT_COMPILED = (SyntaxError, ValueError, RecursionError, OverflowError, py_compile.PyCompileError)
+MOST_PROCESSES = 8
 
 
 def modules(folder):
@@ -24,47 +27,50 @@ def modules(folder):
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in TESTS and name != "__pycache__"]
         for path in (os.path.join(parent, name) for name in files if name.endswith(".py")):
-            found.append((-os.path.getsize(path) if os.path.exists(path) else 0, path))
+            # A link may lead to anywhere.
+            if not os.path.islink(path):
+                found.append((-os.path.getsize(path), path))
     return [path for _, path in sorted(found)]
-
-
-def compile_module(path, name):
-    py_compile.compile(path, dfile=name, doraise=True)
 
 
 def compile_or_take(path, name, kept):
     """Whether it was taken."""
     with open(path, "rb") as file:
         source = file.read()
-    version = sys.implementation.cache_tag.encode() + importlib.util.MAGIC_NUMBER
-    key = hashlib.sha256(b"\0".join([version, name.encode(), source])).hexdigest()
+    # Two releases of one minor may compile differently.
+    key = hashlib.sha256(b"\0".join([sys.version.encode(), name.encode(), source])).hexdigest()
     target, known = importlib.util.cache_from_source(path), os.path.join(kept, key[:2], key + ".pyc")
+    cache = os.path.dirname(target)
+    if os.path.islink(cache):
+        os.unlink(cache)
+    if os.path.lexists(target):
+        os.unlink(target)  # The package has brought it, compiled for a place and a time of its own.
+    os.makedirs(cache, exist_ok=True)
     try:
-        if os.path.lexists(target):
-            os.unlink(target)  # The package has brought it, compiled for a place and a time of its own.
-        link(known, target)
-        os.utime(known)  # What is used stays: the oldest are taken away.
+        os.link(known, target)
+        taken = True
+    except OSError:
+        taken = False
+    if taken:
+        try:
+            os.utime(known)  # What is used stays: the oldest are taken away.
+        except OSError:
+            pass
         return True
-    except FileNotFoundError:
-        pass
     code = marshal.dumps(compile(source, name, "exec", dont_inherit=True))
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    with open(target, "wb") as file:  # As PEP 552 has it: its flags say that it has a hash, which nobody need check.
-        file.write(importlib.util.MAGIC_NUMBER + b"\1\0\0\0" + importlib.util.source_hash(source) + code)
+    # As PEP 552 has it: its flags say that it has a hash, which nobody need check.
+    content = importlib.util.MAGIC_NUMBER + b"\1\0\0\0" + importlib.util.source_hash(source) + code
+    # Whole or not at all: a half is imported as well, and fails there.
+    new = "%s.%d" % (target, os.getpid())
+    with open(new, "wb") as file:
+        file.write(content)
+    os.replace(new, target)
     try:
-        link(target, known)
+        os.makedirs(os.path.dirname(known), exist_ok=True)
+        os.link(target, known)
     except OSError:
         pass  # It is compiled again the next time.
     return False
-
-
-def link(there, new):
-    """One more name for a file, which costs a fraction of a copy."""
-    try:
-        os.link(there, new)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(new), exist_ok=True)
-        os.link(there, new)
 
 
 def work(paths, folder, home, kept):
@@ -73,20 +79,21 @@ def work(paths, folder, home, kept):
         name = os.path.join(home, os.path.relpath(path, folder))
         try:
             if kept is None:
-                compile_module(path, name)
+                py_compile.compile(path, dfile=name, doraise=True)
             elif compile_or_take(path, name, kept):
                 taken += 1
                 continue
             compiled += 1
-        except Exception:  # For another version of Python, or a template: whoever imports it hears of it.
+        except NOT_COMPILED:
             left += 1
     os.write(1, b"%d %d %d\n" % (compiled, taken, left))
 
 
 def main(folder, home, kept=None):
     if kept is not None and sys.version_info < (3, 7):
-        return 0  # Its bytecode always names a time.
-    paths, count = modules(folder), len(os.sched_getaffinity(0))
+        print("Python 3.6 has no bytecode that names no time", file=sys.stderr)
+        return 0
+    paths, count = modules(folder), min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
     children = []
     for part in range(count):
         child = os.fork()
@@ -94,6 +101,8 @@ def main(folder, home, kept=None):
             try:
                 work(paths[part::count], folder, home, kept)
                 os._exit(0)
+            except Exception as error:
+                print("%s: %s" % (type(error).__name__, error), file=sys.stderr, flush=True)
             finally:
                 os._exit(1)
         children.append(child)

@@ -3,6 +3,7 @@
 //! It knows that program's words and its lock. It solves nothing itself, and does not know where environments lie in the end.
 
 use std::{
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,10 +14,10 @@ use serde_json::json;
 
 use crate::{
     build_log::BuildLog,
-    disk::disk,
+    disk::{disk, replace},
     environment::{Definition, Problem},
     process,
-    uv::Uv,
+    uv::{Room, Uv},
 };
 
 /// The file in an environment that says which conda packages were installed, with hashes.
@@ -52,8 +53,8 @@ pub(crate) struct Wanted {
 /// Where an environment is made, and what it is going to run on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place<'a> {
-    /// The folder that is filled.
-    pub(crate) folder: &'a Path,
+    /// Where it is filled.
+    pub(crate) room: Room<'a>,
     /// Where it is going to lie, when that is elsewhere.
     pub(crate) home: Option<&'a str>,
     /// The glibc of the image that it is going to run in; that of this machine, and what else it has, if nothing is said.
@@ -149,8 +150,8 @@ impl CondaProgram {
         log: &BuildLog,
     ) -> Result<Vec<CondaPackage>, Failure> {
         let Some(program) = &self.program else { return Err(cannot_run("there is none")) };
-        let lock = place.folder.join(LOCK);
-        let request = place.folder.join("kaai-conda.json");
+        let lock = place.room.notes.join(LOCK);
+        let request = place.room.notes.join("conda.json");
         let virtual_packages = place.glibc.map(virtual_packages);
         let asked = json!({
             "channels": wanted.channels,
@@ -160,12 +161,12 @@ impl CondaProgram {
             "virtualPackages": virtual_packages,
             "cache": self.cache,
             "lock": lock,
-            "prefix": place.folder,
+            "prefix": place.room.environment,
             "finalPrefix": place.home,
             "timeoutSeconds": SILENCE.as_secs(),
         });
         let written = async {
-            tokio::fs::create_dir_all(place.folder).await?;
+            tokio::fs::create_dir_all(place.room.environment).await?;
             tokio::fs::write(&request, asked.to_string()).await
         };
         written.await.map_err(|error| disk(&request, &error))?;
@@ -181,7 +182,7 @@ impl CondaProgram {
         if !ended.status.success() {
             return Err(failure(ended.status.code(), &ended.stderr, file));
         }
-        installed(place.folder).await
+        noted(&lock).await
     }
 }
 
@@ -190,13 +191,30 @@ fn virtual_packages(glibc: &str) -> Vec<String> {
     ["__unix=0=0", "__linux=4.18=0"].into_iter().map(str::to_owned).chain([format!("__glibc={glibc}=0")]).collect()
 }
 
-/// The conda packages of an environment; none where conda had no part in it.
-pub(crate) async fn installed(folder: &Path) -> Result<Vec<CondaPackage>, Failure> {
-    let path = folder.join(LOCK);
-    let text = match tokio::fs::read(&path).await {
+/// The conda packages of an environment that is done; none where conda had no part in it.
+pub(crate) async fn installed(environment: &Path) -> Result<Vec<CondaPackage>, Failure> {
+    noted(&environment.join(LOCK)).await
+}
+
+/// Has the lock of conda's packages in the environment, when there can be no other any more; none where conda had no part in it.
+pub(crate) fn keep_lock(room: Room<'_>) -> io::Result<()> {
+    let kept = room.environment.join(LOCK);
+    match fs::read(room.notes.join(LOCK)) {
+        Ok(lock) => replace(&kept, &lock),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::remove_file(&kept) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+/// What a lock says; nothing where there is none.
+async fn noted(path: &Path) -> Result<Vec<CondaPackage>, Failure> {
+    let text = match tokio::fs::read(path).await {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(disk(&path, &error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(disk(path, &error)),
     };
     let lock: Result<Lock, _> = serde_json::from_slice(&text);
     lock.map(|lock| lock.packages).map_err(|error| {
@@ -230,6 +248,10 @@ fn failure(status: Option<i32>, said: &[String], file: &str) -> Failure {
         Some(4) if why.contains("invalid peer certificate") => platform(
             format!("the certificate of a conda channel is not trusted: {why}"),
             "have the builder trust the authority that signed it (SSL_CERT_FILE), then deploy again",
+        ),
+        Some(4) if ["401 Unauthorized", "403 Forbidden"].iter().any(|status| why.contains(status)) => platform(
+            format!("a conda channel does not let this builder in: {why}"),
+            "let it in there, or set a mirror for the builder (--conda-channel-alias), then deploy again",
         ),
         Some(4) => platform(
             format!("a conda channel cannot be reached: {why}"),

@@ -1,6 +1,9 @@
 //! The disk: work on it that blocks, what a loss of power leaves of it, and the failure of a file that cannot be written.
 
-use std::{io, path::Path};
+use std::{
+    io::{self, Write},
+    path::Path,
+};
 
 use proto::failure::{Failure, Stage};
 
@@ -13,8 +16,8 @@ pub(crate) fn disk(path: &Path, error: &io::Error) -> Failure {
             (format!("no space is left on the disk of {path}"), "free some space there, then deploy again".to_owned())
         }
         false => (
-            format!("{path} cannot be written: {error}"),
-            "give the builder's user the right to write there".to_owned(),
+            format!("{path} cannot be read or written: {error}"),
+            "give the builder's user the right to do so".to_owned(),
         ),
     };
     Failure::platform(Stage::Building, cause, remedy)
@@ -30,4 +33,27 @@ pub(crate) async fn blocking<T: Send + 'static>(
 /// Names this start of the machine; all starts are one where the kernel does not tell.
 pub(crate) fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// Puts a file where a package may have put another, or a link to anywhere. Blocks.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(path))?;
+    file.write_all(content)?;
+    file.persist(path).map(drop).map_err(|error| error.error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_replaced_and_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (elsewhere, path) = (folder.path().join("elsewhere"), folder.path().join("lock"));
+        std::fs::write(&elsewhere, "kept").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        replace(&path, b"ours").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"ours");
+        assert_eq!(std::fs::read(&elsewhere).unwrap(), b"kept");
+    }
 }

@@ -121,15 +121,14 @@ impl Images {
         }
     }
 
-    /// Has a Dockerfile name digests.
-    async fn pin(&self, definition: &mut Definition) -> Result<(), Failure> {
+    /// The images that a Dockerfile stands on, with their digests.
+    async fn resolve_all(&self, dockerfile: &[String]) -> Result<Vec<(String, Reference)>, Failure> {
         let mut resolved = Vec::new();
-        for name in steps::images(&definition.dockerfile) {
+        for name in steps::images(dockerfile) {
             let image = self.resolve(&name).await?;
             resolved.push((name, image));
         }
-        definition.dockerfile = steps::pinned(&definition.dockerfile, &resolved);
-        Ok(())
+        Ok(resolved)
     }
 
     /// The image that packages are put on: the base image, or what docker steps make of it, which is kept for the next environment with them.
@@ -273,14 +272,18 @@ impl Maker for Images {
         let this = self.with(login.as_ref())?;
         let mut plan =
             Plan::on_image(&definition, self.engine.is_some(), self.conda.is_there()).map_err(Refused::into_failure)?;
-        // Digests count, not names: two names of one image are one, and a name that moved on is another.
+        // Digests count, not names: an image is the same wherever it lies, and a name that moved on is another.
+        let mut meant = definition.clone();
         let base = if definition.dockerfile.is_empty() {
             let base = this.resolve(&self.base_of(&definition, &plan)?).await?;
-            definition.base_image = Some(base.whole());
+            meant.base_image = base.digest().map(str::to_owned);
             base.whole()
         } else {
-            this.pin(&mut definition).await?;
-            definition.base_image = None;
+            let resolved = this.resolve_all(&definition.dockerfile).await?;
+            let digest = |image: &Reference| image.digest().unwrap_or_default().to_owned();
+            meant.dockerfile = steps::pinned(&definition.dockerfile, &resolved, digest);
+            meant.base_image = None;
+            definition.dockerfile = steps::pinned(&definition.dockerfile, &resolved, Reference::whole);
             String::new()
         };
         if let Some(engine) = self.engine.as_ref().filter(|_| definition.has_steps()) {
@@ -288,8 +291,8 @@ impl Maker for Images {
         }
         plan.base = Some(base);
         plan.login = login;
-        plan.facts = identity::facts_of(&definition);
-        Ok(Planned { hash: identity::hash_of(&definition), plan })
+        plan.facts = identity::facts_of(&meant);
+        Ok(Planned { hash: identity::hash_of(&meant), plan })
     }
 
     async fn make(&self, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Made, Failure> {

@@ -15,8 +15,10 @@ use crate::disk::boot;
 const MOST: u64 = 4 << 30;
 /// How long the folder of another boot is left alone: a machine that shares this place may be at it.
 const OTHERS: Duration = Duration::from_secs(24 * 3600);
-/// How the name of the folder begins; what follows says of which boot it is.
+/// How the name of the folder begins; what follows says by which version it was filled, and in which boot.
 const PREFIX: &str = "kept-";
+/// Counts the ways of making what is kept: another compressor, another level.
+const WAY: u32 = 1;
 
 /// A folder of such files. After a loss of power nobody knows which of them are whole, so that each boot begins another.
 #[derive(Debug, Clone)]
@@ -25,13 +27,20 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// Opens the folder of this boot, and removes those of others that nobody has opened for a day. Blocks.
+    /// Opens the folder of this boot, and removes those of others that nobody has opened for a day. Where no boot has a name, what is
+    /// made is kept in `making`, for nobody else. Blocks.
     ///
     /// # Errors
     ///
     /// Fails when it cannot be made.
-    pub(crate) fn open(parent: &Path) -> io::Result<Self> {
-        let name = format!("{PREFIX}{}", boot());
+    pub(crate) fn open(parent: &Path, making: &Path) -> io::Result<Self> {
+        let boot = boot();
+        if boot.is_empty() {
+            let folder = making.join("kept");
+            fs::create_dir_all(&folder)?;
+            return Ok(Self { folder });
+        }
+        let name = format!("{PREFIX}{}-{WAY}-{boot}", env!("CARGO_PKG_VERSION"));
         let folder = parent.join(&name);
         fs::create_dir_all(&folder)?;
         fs::File::open(&folder)?.set_modified(now())?;
@@ -127,7 +136,7 @@ mod tests {
     #[test]
     fn what_was_not_used_for_the_longest_time_goes_first() {
         let parent = tempfile::tempdir().unwrap();
-        let kept = Kept::open(parent.path()).unwrap();
+        let kept = Kept::open(parent.path(), parent.path()).unwrap();
         let name = |number: u64| format!("{:02}-{number}", number % 2);
         for number in 0..8 {
             kept.write(&name(number), &[0; 100]);
@@ -152,9 +161,9 @@ mod tests {
         for name in ["kept-of-an-old-boot", "bases"] {
             fs::File::open(parent.path().join(name)).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
         }
-        let kept = Kept::open(parent.path()).unwrap();
+        let kept = Kept::open(parent.path(), parent.path()).unwrap();
         kept.write("ab1", b"x");
-        assert_eq!(Kept::open(parent.path()).unwrap().read("ab1").unwrap(), b"x");
+        assert_eq!(Kept::open(parent.path(), parent.path()).unwrap().read("ab1").unwrap(), b"x");
         assert!(kept.read("ab2").is_none());
         let there = ["kept-of-an-old-boot", "kept-of-another-boot", "bases"];
         assert_eq!(there.map(|name| parent.path().join(name).exists()), [false, true, true]);

@@ -62,6 +62,26 @@ pub enum UvError {
     },
 }
 
+/// Where an environment is filled.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room<'a> {
+    /// The environment.
+    pub(crate) environment: &'a Path,
+    /// A folder for lists and locks: a package could replace them in the environment.
+    pub(crate) notes: &'a Path,
+}
+
+impl Room<'_> {
+    fn python(&self) -> PathBuf {
+        self.environment.join("bin/python")
+    }
+
+    /// What old packages are built with.
+    fn constraints(&self) -> PathBuf {
+        self.notes.join("build-constraints.txt")
+    }
+}
+
 impl Uv {
     /// Makes sure that uv is there and new enough, and returns what it says of itself.
     ///
@@ -171,33 +191,33 @@ impl Uv {
     }
 
     /// Installs the packages, the seeds first.
-    pub(crate) async fn install(&self, folder: &Path, plan: &Plan, log: &BuildLog) -> Result<(), Failure> {
-        let requirements = self.write_lists(folder, plan).await?;
-        self.install_seeds(folder, plan, log).await?;
+    pub(crate) async fn install(&self, room: Room<'_>, plan: &Plan, log: &BuildLog) -> Result<(), Failure> {
+        let requirements = self.write_lists(room, plan).await?;
+        self.install_seeds(room, plan, log).await?;
         let mut install = self.uv(&["pip", "install"]);
-        install.arg("-r").arg(requirements).args(self.how(folder, plan)).args(into_condas(plan));
+        install.arg("-r").arg(requirements).args(self.how(room, plan)).args(into_condas(plan));
         succeeded(&self.run(install, log).await?, plan)
     }
 
     /// Resolves the packages first, into a list with versions and hashes, and installs just that; returns the list.
-    pub(crate) async fn install_locked(&self, folder: &Path, plan: &Plan, log: &BuildLog) -> Result<PathBuf, Failure> {
-        let requirements = self.write_lists(folder, plan).await?;
-        let lock = folder.join("kaai-lock.txt");
+    pub(crate) async fn install_locked(&self, room: Room<'_>, plan: &Plan, log: &BuildLog) -> Result<PathBuf, Failure> {
+        let requirements = self.write_lists(room, plan).await?;
+        let lock = room.notes.join("lock.txt");
         let mut resolve = self.uv(&["pip", "compile", "--quiet", "--generate-hashes", "--no-header", "--no-annotate"]);
-        resolve.arg("--output-file").arg(&lock).args(self.how(folder, plan));
+        resolve.arg("--output-file").arg(&lock).args(self.how(room, plan));
         if plan.conda.is_none() {
             resolve.arg(requirements);
             // Neither knows of the other, and both wait for the index.
-            let (resolved, ()) = try_join!(self.run(resolve, log), self.install_seeds(folder, plan, log))?;
+            let (resolved, ()) = try_join!(self.run(resolve, log), self.install_seeds(room, plan, log))?;
             succeeded(&resolved, plan)?;
         } else {
-            self.install_seeds(folder, plan, log).await?;
-            resolve.arg("--no-deps").arg(self.added_to_condas(folder, plan, &requirements, log).await?);
+            self.install_seeds(room, plan, log).await?;
+            resolve.arg("--no-deps").arg(self.added_to_condas(room, plan, &requirements, log).await?);
             succeeded(&self.run(resolve, log).await?, plan)?;
         }
         let mut install = self.uv(&["pip", "install", "--no-deps"]);
         // The list has no options, since a builder's own index may have a password in its address.
-        install.arg("-r").arg(&lock).args(options(plan)).args(self.how(folder, plan)).args(into_condas(plan));
+        install.arg("-r").arg(&lock).args(options(plan)).args(self.how(room, plan)).args(into_condas(plan));
         succeeded(&self.run(install, log).await?, plan)?;
         Ok(lock)
     }
@@ -205,42 +225,42 @@ impl Uv {
     /// Writes what has to be added to the packages that conda has installed, with exact versions: what is there and will do stays.
     async fn added_to_condas(
         &self,
-        folder: &Path,
+        room: Room<'_>,
         plan: &Plan,
         requirements: &Path,
         log: &BuildLog,
     ) -> Result<PathBuf, Failure> {
         let mut ask = self.uv(&["pip", "install", "--dry-run"]);
-        ask.arg("-r").arg(requirements).args(self.how(folder, plan)).args(into_condas(plan));
+        ask.arg("-r").arg(requirements).args(self.how(room, plan)).args(into_condas(plan));
         let ended = self.run(ask, log).await?;
         succeeded(&ended, plan)?;
         let options = plan.requirements.iter().take_while(|line| line.starts_with("--")).cloned();
         let lines: Vec<_> = options.chain(ended.stderr.iter().filter_map(|line| added(line))).collect();
-        let pins = folder.join("kaai-pins.txt");
+        let pins = room.notes.join("pins.txt");
         tokio::fs::write(&pins, lines.join("\n") + "\n").await.map_err(|error| disk(&pins, &error))?;
         Ok(pins)
     }
 
     /// Writes what is to be installed, and what old packages are built with; returns the former.
-    async fn write_lists(&self, folder: &Path, plan: &Plan) -> Result<PathBuf, Failure> {
-        let requirements = folder.join("kaai-requirements.txt");
+    async fn write_lists(&self, room: Room<'_>, plan: &Plan) -> Result<PathBuf, Failure> {
+        let requirements = room.notes.join("requirements.txt");
         // Old packages are built with the setuptools that they were written for.
         for (path, text) in [
             (&requirements, plan.requirements.join("\n") + "\n"),
-            (&constraints(folder), COMPATIBLE_SETUPTOOLS.to_owned()),
+            (&room.constraints(), COMPATIBLE_SETUPTOOLS.to_owned()),
         ] {
             tokio::fs::write(path, text).await.map_err(|error| disk(path, &error))?;
         }
         Ok(requirements)
     }
 
-    async fn install_seeds(&self, folder: &Path, plan: &Plan, log: &BuildLog) -> Result<(), Failure> {
+    async fn install_seeds(&self, room: Room<'_>, plan: &Plan, log: &BuildLog) -> Result<(), Failure> {
         if plan.seeds.is_empty() {
             return Ok(());
         }
         let mut seed = self.uv(&["pip", "install", "--quiet", "--python"]);
         // Where the list has an index of its own, it has to be asked for these too.
-        seed.arg(folder.join("bin/python")).args(&plan.seeds).args(index_arguments(plan)).args(into_condas(plan));
+        seed.arg(room.python()).args(&plan.seeds).args(index_arguments(plan)).args(into_condas(plan));
         if !self.run(seed, log).await?.status.success() {
             // The index may be one that has no setuptools. If it cannot be reached at all, what follows says so.
             log.line("going on without the setuptools of old");
@@ -249,9 +269,9 @@ impl Uv {
     }
 
     /// What both resolving and installing are told.
-    fn how(&self, folder: &Path, plan: &Plan) -> Vec<OsString> {
-        let mut how: Vec<OsString> = vec!["--python".into(), folder.join("bin/python").into()];
-        how.extend(["-b".into(), constraints(folder).into()]);
+    fn how(&self, room: Room<'_>, plan: &Plan) -> Vec<OsString> {
+        let mut how: Vec<OsString> = vec!["--python".into(), room.python().into()];
+        how.extend(["-b".into(), room.constraints().into()]);
         if plan.prereleases {
             how.extend(["--prerelease".into(), "allow".into()]);
         }
@@ -267,10 +287,14 @@ impl Uv {
     }
 
     /// Imports what every service imports, so that packages that do not go together are found out here and not by every replica.
-    pub(crate) async fn try_imports(&self, folder: &Path, plan: &Plan, log: &BuildLog) -> Result<(), Failure> {
-        let mut command = self.command(&folder.join("bin/python"));
-        command.args(["-B", "-c", IMPORTS]).env("HOME", folder).env("AML_APP_ROOT", folder).current_dir(folder);
-        let ended = process::run(command, |_| ()).await.map_err(|error| disk(folder, &error))?;
+    pub(crate) async fn try_imports(&self, room: Room<'_>, plan: &Plan, log: &BuildLog) -> Result<(), Failure> {
+        let mut command = self.command(&room.python());
+        command
+            .args(["-B", "-c", IMPORTS])
+            .env("HOME", room.notes)
+            .env("AML_APP_ROOT", room.notes)
+            .current_dir(room.notes);
+        let ended = process::run(command, |_| ()).await.map_err(|error| disk(room.environment, &error))?;
         if ended.status.success() {
             return Ok(());
         }
@@ -298,11 +322,6 @@ fn added(line: &str) -> Option<String> {
         Some((_, address)) => format!("{name} @ {}", address.trim_end_matches(')')),
         None => format!("{name}=={}", rest.trim()),
     })
-}
-
-/// What old packages are built with.
-fn constraints(folder: &Path) -> PathBuf {
-    folder.join("kaai-build-constraints.txt")
 }
 
 /// The options of the list, for a command that does not read the requirements file.

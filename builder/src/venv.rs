@@ -33,7 +33,7 @@ use crate::{
     plan::Plan,
     sbom,
     scan::{Scanner, Subject},
-    uv::Uv,
+    uv::{Room, Uv},
 };
 
 /// How long a new environment is left to the kernel, which writes it to disk by and by.
@@ -100,17 +100,19 @@ impl Venv {
 
     async fn fill(&self, folder: &Path, hash: &EnvironmentHash, plan: &Plan, log: &BuildLog) -> Result<Made, Failure> {
         let path = folder.display().to_string();
+        let notes = blocking(tempfile::tempdir).await.map_err(|error| disk(&std::env::temp_dir(), &error))?;
+        let room = Room { environment: folder, notes: notes.path() };
         match &plan.conda {
             Some(wanted) => {
-                let place = Place { folder, home: None, glibc: None };
+                let place = Place { room, home: None, glibc: None };
                 drop(self.conda.install((&self.uv, &plan.file), wanted, place, log).await?);
             }
             None => self.uv.bare(&path, plan, log).await?,
         }
-        self.uv.install(folder, plan, log).await?;
+        self.uv.install(room, plan, log).await?;
         let modules = Modules { environment: folder, with_library: plan.conda.is_some(), home: folder, kept: None };
         modules.compile(&self.uv, log).await?;
-        self.uv.try_imports(folder, plan, log).await?;
+        self.uv.try_imports(room, plan, log).await?;
         let Some(python) = self.uv.version(&folder.join("bin/python")).await else {
             return Err(Failure::platform(
                 Stage::Building,
@@ -119,6 +121,7 @@ impl Venv {
             ));
         };
         let packages = self.uv.packages(folder).await;
+        conda_packages::keep_lock(room).map_err(|error| disk(folder, &error))?;
         let scan = self.scanned((hash, folder), &packages, log).await?;
         let marker = Marker {
             hash: hash.clone(),

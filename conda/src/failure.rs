@@ -80,10 +80,11 @@ impl Failure {
         if has(&["hash mismatch"]) {
             return Self::Damaged(said);
         }
-        if has(&["HTTP status client error"]) {
+        if has(&["(404 Not Found)", "(410 Gone)"]) {
             return Self::Missing(said);
         }
-        if has(&["error sending request", "HTTP status server error", "error decoding response body"]) {
+        // Too many requests, a login that is missing: no fault of whoever named the channel.
+        if has(&["error sending request", "HTTP status", "error decoding response body"]) {
             return Self::Unreachable(said);
         }
         Self::Other(said)

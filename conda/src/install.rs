@@ -3,7 +3,7 @@
 use std::{fs, io, path::Path};
 
 use rattler::{
-    install::{Installer, InstallerError},
+    install::{ExternalSymlinkPolicy, Installer, InstallerError},
     package_cache::PackageCache,
 };
 
@@ -26,6 +26,8 @@ pub(crate) async fn install(request: &Request, lock: &Lock) -> Result<(), Failur
     let mut installer = Installer::new()
         .with_target_platform(lock.platform)
         .with_package_cache(PackageCache::new(request.cache.join("packages")))
+        // A package has no business outside its prefix.
+        .with_external_symlink_policy(ExternalSymlinkPolicy::Deny)
         .with_download_client(channels::client(request)?)
         .with_reporter(Fetching::default());
     if let Some(target) = &request.final_prefix {

@@ -67,6 +67,35 @@ impl Scene {
         package
     }
 
+    /// Puts a package whose one file is a link.
+    fn put_link(&self, channel: &str, name: &str, target: &str) {
+        let (subdir, made) = (self.at(channel).join("noarch"), tempfile::tempdir().unwrap());
+        fs::create_dir_all(&subdir).unwrap();
+        let record = json!({
+            "name": name, "version": "1", "build": "0", "build_number": 0, "subdir": "noarch", "noarch": "generic", "depends": [],
+        });
+        fs::create_dir_all(made.path().join("info")).unwrap();
+        fs::create_dir_all(made.path().join("share")).unwrap();
+        std::os::unix::fs::symlink(target, made.path().join("share/link")).unwrap();
+        let paths = json!({ "paths": [{ "_path": "share/link", "path_type": "softlink" }], "paths_version": 1 });
+        fs::write(made.path().join("info/index.json"), record.to_string()).unwrap();
+        fs::write(made.path().join("info/paths.json"), paths.to_string()).unwrap();
+        let package = subdir.join(format!("{name}-1-0.conda"));
+        let files = ["share/link", "info/index.json", "info/paths.json"].map(|file| made.path().join(file));
+        rattler_package_streaming::write::write_conda_package(
+            fs::File::create(&package).unwrap(),
+            made.path(),
+            &files,
+            CompressionLevel::Lowest,
+            Some(1),
+            &format!("{name}-1-0"),
+            None,
+            None,
+        )
+        .unwrap();
+        self.list(&subdir, &package, record);
+    }
+
     fn list(&self, subdir: &Path, package: &Path, mut record: Value) {
         let list = subdir.join("repodata.json");
         let known = fs::read(&list).ok().and_then(|text| serde_json::from_slice(&text).ok());
@@ -243,4 +272,23 @@ fn a_request_that_is_not_understood_is_refused() {
         assert!(why.contains(expected), "{why}");
     }
     assert!(scene.refused("install", &scene.request(&["one"], &["stats"]), 2).contains("no prefix"));
+}
+
+#[test]
+fn a_package_with_a_link_out_of_its_prefix_is_refused() {
+    let scene = Scene::new();
+    let elsewhere = scene.at("elsewhere");
+    scene.put("one", "data", "1", &[]);
+    scene.put_link("one", "inside", "../etc/data");
+    scene.put_link("one", "outside", elsewhere.to_str().unwrap());
+    let install = |specs: &[&str]| {
+        let mut request = scene.request(&["one"], specs);
+        request["prefix"] = json!(scene.at(&format!("prefix-{}", specs.len())));
+        request
+    };
+    let good = scene.run("install", &install(&["data", "inside"]));
+    assert!(good.status.success(), "{}", words(&good));
+    let bad = scene.run("install", &install(&["outside"]));
+    assert!(!bad.status.success(), "{}", words(&bad));
+    assert!(words(&bad).lines().last().unwrap().contains("outside"), "{}", words(&bad));
 }

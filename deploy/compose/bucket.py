@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the bucket of the compose stack's object store, where each write is on disk before it counts; again is fine.
+"""Makes the bucket of the compose stack's object store, whose data are on disk before a write counts; again is fine.
 
 It speaks to SeaweedFS's filer, which listens for the store's own container alone: a bucket is a folder there.
 """

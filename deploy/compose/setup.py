@@ -8,10 +8,12 @@ volume to its user.
     setup.py show USER       # writes a password to standard output: `cli` is the one for the command line
 """
 
+import fcntl
 import json
 import os
 import secrets
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +22,9 @@ HERE = Path(__file__).parent
 BUS = Path("/etc/kaai")
 PASSWORDS = BUS / "passwords"
 
-# The users of compose.yaml. Builder and deployer have the engine's socket, and so are root there in any case.
-OWNERS = {"packager": 10011, "builder": 0, "deployer": 0, "router": 10014, "scaler": 10015, "cli": 0}
+# Who may read which password. The builder is root without the right to read others' files; the deployer has it, and an owner that is
+# nobody, as the command line has.
+OWNERS = {"packager": 10011, "builder": 0, "deployer": 10012, "router": 10014, "scaler": 10015, "cli": 10018}
 NATS = 10010
 OBJECTS = 10017
 # What each may do with the objects in the bucket `kaai`.

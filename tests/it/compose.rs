@@ -233,6 +233,9 @@ fn no_container_of_the_stack_may_do_more_than_it_must() {
         // Those have ended when they could be asked.
         let ends = ["setup", "bucket"].contains(&name);
         assert_eq!(service["healthcheck"]["test"].is_null(), ends, "{name} has a health check");
+        // The registry asks for no login, so that only the builder shares its network.
+        let by_registry = service["network_mode"] == "service:loopback";
+        assert_eq!(by_registry, ["builder", "registry"].contains(&name), "{name}");
         for port in texts(&service["ports"]) {
             assert!(
                 port.starts_with("127.0.0.1:") || port.starts_with("${KAAI_ROUTER_HOST:-127.0.0.1}:"),
@@ -253,6 +256,7 @@ fn the_stack_is_written_for_old_engines_and_both_versions_of_compose() {
     assert!(file["name"].is_null() && file["include"].is_null(), "Compose 1.29 knows neither");
     let containerfile = std::fs::read_to_string(root().join("deploy/Containerfile")).unwrap();
     assert!(!containerfile.to_lowercase().contains("# syntax="), "it would have to be fetched");
+    assert_eq!(texts(&file["services"]["loopback"]["networks"]), ["builds"], "the registry is in it");
     for component in COMPONENTS {
         assert!(containerfile.contains(&format!("AS {component}\n")), "{component} has no image");
     }

@@ -23,12 +23,13 @@ use super::{
 use crate::{
     build_log::BuildLog,
     bytecode::Modules,
-    conda_packages::{CondaPackage, Place, Wanted},
-    disk::{blocking, disk},
+    conda_packages::{self, CondaPackage, Place, Wanted},
+    disk::{blocking, disk, replace},
     kept::Kept,
     maker::Made,
     plan::Plan,
     sbom,
+    uv::Room,
 };
 
 /// When every image of ours was made: an equal one has an equal digest.
@@ -37,13 +38,18 @@ const CREATED: &str = "1970-01-01T00:00:00Z";
 /// The layer of packages, and what is in it.
 struct Packages {
     layer: Layer,
-    python: String,
+    /// The minor of its Python.
+    minor: u64,
     lock: String,
     /// What conda has installed, with its own Python; none where pip's packages are all.
     conda: Option<Vec<CondaPackage>>,
 }
 
 impl Packages {
+    fn python(&self) -> String {
+        format!("3.{}", self.minor)
+    }
+
     fn list(&self, hash: &EnvironmentHash) -> Value {
         sbom::list(hash, &self.lock, self.conda.as_deref().unwrap_or_default())
     }
@@ -58,21 +64,35 @@ impl Images {
         let to = self.workspace.image(hash);
         let copying =
             async { copy::blobs(&self.registries, &base.reference, &to, &base.manifest).await.map_err(failed) };
-        let folder = scratch(&self.scratch, self.deadline)?;
-        let ((), packages) = try_join!(copying, self.packages(folder.path(), &base, plan, log))?;
-        if let Some(Packages { layer, .. }) = &packages {
-            log.line(&format!("pushing {:.1} MB to {}", layer.descriptor.size as f64 / 1e6, self.workspace.shown()));
-        }
-        let made = self.push((hash, plan), &base, packages.as_ref(), log).await;
+        let (parent, deadline) = (self.scratch.clone(), self.deadline);
+        let folder =
+            blocking(move || Ok(scratch(&parent, deadline))).await.map_err(|error| disk(&self.scratch, &error))??;
+        let environment = folder.path().join("environment");
+        let room = Room { environment: &environment, notes: folder.path() };
+        let making = async {
+            let ((), packages) = try_join!(copying, self.packages(room, &base, plan, log))?;
+            if let Some(Packages { layer, minor, .. }) = &packages {
+                let size = layer.descriptor.size as f64 / 1e6;
+                log.line(&format!("pushing {size:.1} MB to {}", self.workspace.shown()));
+                let pushing = async {
+                    self.registries.push_file(&to, &layer.descriptor, layer.file.path()).await.map_err(failed)
+                };
+                // What is imported may write where it lies: it is packed by now. Nothing has a name yet by which it would be found.
+                let plan = plan.with_python(*minor);
+                try_join!(pushing, self.uv.try_imports(room, &plan, log))?;
+            }
+            self.push((hash, plan), &base, packages.as_ref(), log).await
+        };
+        let made = making.await;
         // Thousands of files are not removed between two other tasks' turns.
-        let _ = tokio::task::spawn_blocking(move || drop((folder, packages))).await;
+        let _ = tokio::task::spawn_blocking(move || drop(folder)).await;
         made
     }
 
     /// The layer of packages; none where the base image brings them.
     async fn packages(
         &self,
-        folder: &Path,
+        room: Room<'_>,
         base: &Base,
         plan: &Plan,
         log: &BuildLog,
@@ -80,43 +100,40 @@ impl Images {
         if plan.user_managed {
             return Ok(None);
         }
-        let environment = folder.join("environment");
         let (minor, interpreter, conda) = match &plan.conda {
             None => {
                 let (minor, interpreter) = self.python_of(base, plan).await?;
-                self.uv.bare(&environment.display().to_string(), &plan.with_python(minor), log).await?;
+                self.uv.bare(&room.environment.display().to_string(), &plan.with_python(minor), log).await?;
                 (minor, Some(interpreter), None)
             }
             Some(wanted) => {
-                let (minor, packages) = self.conda(&environment, (base, &plan.file), wanted, log).await?;
+                let (minor, packages) = self.conda(room, (base, &plan.file), wanted, log).await?;
                 (minor, None, Some(packages))
             }
         };
         let plan = plan.with_python(minor);
-        let lock = self.uv.install_locked(&environment, &plan, log).await?;
-        let parent = self.scratch.clone();
-        let kept = blocking(move || Kept::open(&parent)).await.map_err(|error| disk(&self.scratch, &error))?;
+        let lock = self.uv.install_locked(room, &plan, log).await?;
+        let lock = tokio::fs::read_to_string(&lock).await.map_err(|error| disk(&lock, &error))?;
+        let (parent, notes) = (self.scratch.clone(), room.notes.to_owned());
+        let kept = blocking(move || Kept::open(&parent, &notes)).await.map_err(|error| disk(&self.scratch, &error))?;
         let modules = Modules {
-            environment: &environment,
+            environment: room.environment,
             with_library: plan.conda.is_some(),
             home: Path::new(HOME),
             kept: Some(&kept),
         };
         modules.compile(&self.uv, log).await?;
-        let lock = tokio::fs::read_to_string(&lock).await.map_err(|error| disk(&lock, &error))?;
-        let noted = environment.join(LOCK);
-        tokio::fs::write(&noted, &lock).await.map_err(|error| disk(&noted, &error))?;
-        let into = folder.to_owned();
-        let packed = environment.clone();
+        let (environment, notes, noted) = (room.environment.to_owned(), room.notes.to_owned(), lock.clone());
         let packing = blocking(move || {
-            let layer = layer::pack(&packed, interpreter.as_deref(), &kept, &into);
+            // Nothing but packing comes after it, so that no package has the last word about what is in here.
+            conda_packages::keep_lock(Room { environment: &environment, notes: &notes })?;
+            replace(&environment.join(LOCK), noted.as_bytes())?;
+            let layer = layer::pack(&environment, interpreter.as_deref(), &kept, &notes);
             kept.trim();
             layer
         });
-        // Both only read.
-        let packing = async { packing.await.map_err(|error| disk(folder, &error)) };
-        let (layer, ()) = try_join!(packing, self.uv.try_imports(&environment, &plan, log))?;
-        Ok(Some(Packages { layer, python: format!("3.{minor}"), lock, conda }))
+        let layer = packing.await.map_err(|error| disk(room.environment, &error))?;
+        Ok(Some(Packages { layer, minor, lock, conda }))
     }
 
     /// The Python of a base image that is as wanted: its minor and its path.
@@ -130,21 +147,21 @@ impl Images {
     /// Has conda packages installed that run on a base image, and returns the minor of their Python with them.
     async fn conda(
         &self,
-        environment: &Path,
+        room: Room<'_>,
         (base, file): (&Base, &str),
         wanted: &Wanted,
         log: &BuildLog,
     ) -> Result<(u64, Vec<CondaPackage>), Failure> {
         let glibc = base.glibc(&self.registries, &self.scratch.join("bases")).await;
         let Some(glibc) = glibc.map_err(registry::Error::into_failure)? else { return Err(without_glibc(base)) };
-        let place = Place { folder: environment, home: Some(HOME), glibc: Some(&glibc) };
+        let place = Place { room, home: Some(HOME), glibc: Some(&glibc) };
         let packages = self.conda.install((&self.uv, file), wanted, place, log).await?;
         let version = packages.iter().find(|package| package.name == "python").map(|package| package.version.as_str());
         let minor = version.and_then(|version| version.strip_prefix("3.")?.split('.').next()?.parse().ok());
         Ok((minor.ok_or_else(|| defect(format!("conda has installed Python {version:?}")))?, packages))
     }
 
-    /// Pushes layer, configuration, manifest and what is attached to it, has all that scanned, and pushes the tag last.
+    /// Pushes configuration, manifest and what is attached to it, has all that scanned, and pushes the tag last.
     async fn push(
         &self,
         (hash, plan): (&EnvironmentHash, &Plan),
@@ -153,9 +170,6 @@ impl Images {
         log: &BuildLog,
     ) -> Result<Made, Failure> {
         let (to, failed) = (self.workspace.image(hash), registry::Error::into_failure);
-        if let Some(Packages { layer, .. }) = packages {
-            self.registries.push_file(&to, &layer.descriptor, layer.file.path()).await.map_err(failed)?;
-        }
         let config = config(base, hash, packages).to_string();
         let config =
             self.registries.push_bytes(&to, IMAGE_CONFIG_MEDIA_TYPE, config.as_bytes()).await.map_err(failed)?;
@@ -171,7 +185,7 @@ impl Images {
         attest::attach(&self.registries, &by_digest, &documents).await.map_err(failed)?;
         let scan = self.scan(hash, &by_digest, log).await?;
         self.registries.push_manifest(&to, OCI_IMAGE_MEDIA_TYPE, bytes).await.map_err(failed)?;
-        Ok(Made { image: image(&by_digest, packages.map(|packages| packages.python.clone())), scan })
+        Ok(Made { image: image(&by_digest, packages.map(Packages::python)), scan })
     }
 }
 
@@ -215,7 +229,7 @@ fn push(list: &mut Value, value: Value) {
 
 fn manifest(base: &Base, config: OciDescriptor, packages: Option<&Packages>) -> OciImageManifest {
     let own = packages.map(|packages| packages.layer.descriptor.clone());
-    let annotations = packages.map(|packages| [(PYTHON.to_owned(), packages.python.clone())].into());
+    let annotations = packages.map(|packages| [(PYTHON.to_owned(), packages.python())].into());
     OciImageManifest {
         media_type: Some(OCI_IMAGE_MEDIA_TYPE.to_owned()),
         config,

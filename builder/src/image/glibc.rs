@@ -69,9 +69,11 @@ fn look(reader: impl io::Read) -> io::Result<Option<String>> {
         let mut entry = entry?;
         let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let name = path.rsplit('/').next().unwrap_or(&path);
+        // One for another system, a compiler's for example, lies elsewhere.
+        let of_system = ["lib", "usr/lib"].iter().any(|parent| path.trim_start_matches("./").starts_with(parent));
         let library = name == "libc.so.6" || name.starts_with("libc-2.") && name.ends_with(".so");
         // The one of 32 bits that stands beside it in some images is of the same version.
-        if library && entry.header().entry_type().is_file() {
+        if of_system && library && entry.header().entry_type().is_file() {
             let mut content = Vec::new();
             io::Read::read_to_end(&mut io::Read::take(&mut entry, LARGEST), &mut content)?;
             found = version(&content).or(found);

@@ -118,7 +118,7 @@ mod tests {
 
     fn kept() -> (tempfile::TempDir, Kept) {
         let folder = tempfile::tempdir().unwrap();
-        let kept = Kept::open(folder.path()).unwrap();
+        let kept = Kept::open(folder.path(), folder.path()).unwrap();
         (folder, kept)
     }
 

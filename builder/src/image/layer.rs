@@ -200,7 +200,27 @@ impl<W: Write> Tar<W> {
 
     fn file(&mut self, name: &str, size: u64, runs: bool, content: impl io::Read) -> io::Result<()> {
         let mut header = header(tar::EntryType::Regular, if runs { 0o755 } else { 0o644 }, size);
-        self.builder.append_data(&mut header, name, content)
+        let mut content = Counting { reader: content.take(size), read: 0 };
+        self.builder.append_data(&mut header, name, &mut content)?;
+        // What follows would be taken for a part of it.
+        match content.read == size {
+            true => Ok(()),
+            false => Err(io::Error::other(format!("{name} has become shorter while it was packed"))),
+        }
+    }
+}
+
+/// Counts what is read through it.
+struct Counting<R> {
+    reader: R,
+    read: u64,
+}
+
+impl<R: io::Read> io::Read for Counting<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buffer)?;
+        self.read += read as u64;
+        Ok(read)
     }
 }
 
@@ -277,7 +297,7 @@ mod tests {
     }
 
     fn packed(root: &Path, interpreter: Option<&str>, folder: &Path) -> Layer {
-        pack(root, interpreter, &Kept::open(folder).unwrap(), folder).unwrap()
+        pack(root, interpreter, &Kept::open(folder, folder).unwrap(), folder).unwrap()
     }
 
     fn unpacked(layer: &Layer) -> BTreeMap<String, (u32, String)> {
@@ -310,6 +330,16 @@ mod tests {
         let content = fs::read(first.file.path()).unwrap();
         assert_eq!(first.descriptor.size, i64::try_from(content.len()).unwrap());
         assert_eq!(first.descriptor.digest, super::super::registry::digest_of(&content));
+    }
+
+    #[test]
+    fn a_file_is_packed_as_long_as_it_was_said_to_be() {
+        let mut tar = Tar { builder: tar::Builder::new(Vec::new()) };
+        tar.file("grown", 3, false, b"abcdef".as_slice()).unwrap();
+        let error = tar.file("shrunk", 9, false, b"abc".as_slice()).unwrap_err();
+        assert!(error.to_string().contains("shrunk has become shorter"), "{error}");
+        let written = tar.builder.get_ref();
+        assert_eq!(written.windows(3).filter(|bytes| bytes == b"def").count(), 0);
     }
 
     #[test]

@@ -9,8 +9,7 @@ use crate::disk::disk;
 /// How the folder of one making begins.
 const MAKING: &str = "making-";
 
-/// A folder for one making, which goes with its handle. What builders left that were killed goes first.
-/// Makes the folder of one making, and removes what killed builders have left.
+/// Makes a folder for one making, which goes with its handle. What builders left that were killed goes first. Blocks.
 pub(super) fn scratch(parent: &Path, deadline: Duration) -> Result<tempfile::TempDir, Failure> {
     let make = || {
         std::fs::create_dir_all(parent)?;

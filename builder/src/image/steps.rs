@@ -32,9 +32,13 @@ pub(crate) fn images(dockerfile: &[String]) -> Vec<String> {
     names
 }
 
-/// The same Dockerfile with digests in place of names; `resolved` has the pairs.
-pub(crate) fn pinned(dockerfile: &[String], resolved: &[(String, Reference)]) -> Vec<String> {
-    each_from(dockerfile, |name| resolved.iter().find(|(known, _)| known == name).map(|(_, image)| image.whole()))
+/// The same Dockerfile with what `write` makes of the images in place of names; `resolved` has the pairs.
+pub(crate) fn pinned(
+    dockerfile: &[String],
+    resolved: &[(String, Reference)],
+    write: impl Fn(&Reference) -> String,
+) -> Vec<String> {
+    each_from(dockerfile, |name| resolved.iter().find(|(known, _)| known == name).map(|(_, image)| write(image)))
 }
 
 /// Goes through the images of a Dockerfile, and puts in what is given for one. Stages, `scratch` and variables are no images.
@@ -151,7 +155,7 @@ mod tests {
         assert_eq!(images(&dockerfile.dockerfile), ["docker.io/library/python:3.11"]);
         let digest = format!("docker.io/library/python@sha256:{}", "a".repeat(64));
         let resolved = [("docker.io/library/python:3.11".to_owned(), digest.parse().unwrap())];
-        let lines = pinned(&dockerfile.dockerfile, &resolved);
+        let lines = pinned(&dockerfile.dockerfile, &resolved, Reference::whole);
         let froms: Vec<_> = lines.iter().filter_map(|line| line.strip_prefix("FROM ")).collect();
         assert_eq!(froms, [&format!("{digest} AS Build"), "--platform=$P build", "$BASE", "scratch", &digest]);
         assert!(
