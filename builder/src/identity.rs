@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use proto::query::EnvironmentFact as Fact;
 use proto::{id::EnvironmentHash, spec::EnvironmentSpec};
 use sha2::{Digest as _, Sha256};
 
@@ -11,15 +12,6 @@ use crate::environment::{Definition, Refused};
 
 /// How this builder makes an environment of a definition; part of the hash, so that a change of it builds anew.
 pub const RECIPE: u32 = 2;
-
-/// One thing that is part of an environment's identity.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-pub struct Fact {
-    /// What it is about, `pip scikit-learn` for example; no two facts of an environment share one.
-    pub path: String,
-    /// What it says, in canonical form.
-    pub value: String,
-}
 
 /// A fact that two environments do not share.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -56,16 +48,20 @@ pub fn hash(spec: &EnvironmentSpec) -> Result<EnvironmentHash, Refused> {
 ///
 /// As [`facts`], for either.
 pub fn why(before: &EnvironmentSpec, after: &EnvironmentSpec) -> Result<Vec<Difference>, Refused> {
-    let (before, after) = (facts(before)?, facts(after)?);
+    Ok(differences(&facts(before)?, &facts(after)?))
+}
+
+/// The facts in which two environments differ.
+pub fn differences(before: &[Fact], after: &[Fact]) -> Vec<Difference> {
     let by_path = |facts: &[Fact]| -> BTreeMap<String, String> {
         facts.iter().map(|fact| (fact.path.clone(), fact.value.clone())).collect()
     };
-    let (mut ones, mut twos) = (by_path(&before), by_path(&after));
+    let (mut ones, mut twos) = (by_path(before), by_path(after));
     let difference = |fact: &Fact| {
         let (before, after) = (ones.remove(&fact.path), twos.remove(&fact.path));
         (before != after).then(|| Difference { path: fact.path.clone(), before, after })
     };
-    Ok(before.iter().chain(&after).filter_map(difference).collect())
+    before.iter().chain(after).filter_map(difference).collect()
 }
 
 /// The environment hash of a definition.

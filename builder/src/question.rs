@@ -1,19 +1,42 @@
-//! Answers to those who ask for the log of a build, or have a failure forgotten.
+//! Answers to those who ask what an environment is and how its build went, or have a failure forgotten.
 
 use proto::{
     builder::EnvironmentRecord,
+    failure::{Blame, Failure},
     id::EnvironmentHash,
-    query::{ForgetFailure, GetBuildLog, GetScanReport, LogText, MAX_LOG_BYTES, Refusal, ScanReport},
+    query::{
+        DescribeEnvironment, EnvironmentDescription, ForgetFailure, GetBuildLog, GetScanReport, LogText, MAX_LOG_BYTES,
+        Refusal, ScanReport,
+    },
 };
 use runtime::{
     bus::{Bucket, Error as BusError},
     store::{self, Store, build_log_key},
 };
 
-use crate::{flight::Flights, maker::Maker, scan::report_key};
+use crate::{
+    environment::Definition,
+    flight::Flights,
+    maker::{Maker, Planned},
+    scan::report_key,
+};
 
 /// The fewest digits that name an environment.
 const FEWEST_DIGITS: usize = 6;
+
+/// Says how this builder understands an environment.
+pub(crate) async fn describe<M: Maker>(
+    query: &DescribeEnvironment,
+    flights: &Flights<M>,
+) -> Result<EnvironmentDescription, Refusal> {
+    let refusal = |failure: Failure| {
+        let kind = if failure.blame == Blame::Project { "invalid" } else { "unavailable" };
+        Refusal::new(kind, failure.cause, failure.remedy)
+    };
+    let definition = Definition::read(&query.environment).map_err(|refused| refusal(refused.into_failure()))?;
+    let Planned { hash, plan } = flights.plan(definition, None).await.map_err(refusal)?;
+    Ok(EnvironmentDescription { hash, facts: plan.facts })
+}
 
 /// Finds the log: the file of a build on this machine, which may still grow, else what the store keeps.
 pub(crate) async fn answer<M: Maker>(

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use proto::{
     builder::EnvironmentRecord,
     packager::ProjectPackaged,
-    query::{ForgetFailure, GetBuildLog, GetScanReport},
+    query::{DescribeEnvironment, ForgetFailure, GetBuildLog, GetScanReport},
     subject,
 };
 use runtime::{
@@ -34,6 +34,7 @@ pub async fn serve<M: Maker>(maker: M, limits: Limits, keys: KeyPair, rt: Runtim
     let questions = rt.bus.answer::<GetBuildLog>().await?;
     let orders = rt.bus.answer::<ForgetFailure>().await?;
     let scans = rt.bus.answer::<GetScanReport>().await?;
+    let descriptions = rt.bus.answer::<DescribeEnvironment>().await?;
     let queue = WorkQueue {
         consumer: "builder",
         subjects: vec![subject::any::<ProjectPackaged>()],
@@ -49,6 +50,7 @@ pub async fn serve<M: Maker>(maker: M, limits: Limits, keys: KeyPair, rt: Runtim
         answer_questions(questions, &flights, &bucket, &rt),
         forget_failures(orders, &bucket, &rt),
         show_reports(scans, &bucket, &rt),
+        describe_environments(descriptions, &flights),
     );
     rt.health.ready(false);
     Ok(())
@@ -87,6 +89,16 @@ async fn forget_failures(mut orders: Questions<ForgetFailure>, bucket: &Bucket<E
         rt.tasks.spawn(async move {
             let answered = question::forget(&order.query, &bucket).await;
             order.reply(answered).await;
+        });
+    }
+}
+
+async fn describe_environments<M: Maker>(mut questions: Questions<DescribeEnvironment>, flights: &Arc<Flights<M>>) {
+    while let Some(question) = questions.next().await {
+        let flights = flights.clone();
+        flights.clone().rt().tasks.spawn(async move {
+            let answered = question::describe(&question.query, &flights).await;
+            question.reply(answered).await;
         });
     }
 }

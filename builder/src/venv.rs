@@ -169,7 +169,8 @@ impl Venv {
 
 impl Maker for Venv {
     async fn plan(&self, definition: Definition, _: Option<RegistryLogin>) -> Result<Planned, Failure> {
-        let plan = Plan::without_images(&definition, self.conda.is_there()).map_err(Refused::into_failure)?;
+        let mut plan = Plan::without_images(&definition, self.conda.is_there()).map_err(Refused::into_failure)?;
+        plan.facts = identity::facts_of(&definition);
         Ok(Planned { hash: identity::hash_of(&definition), plan })
     }
 

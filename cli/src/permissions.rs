@@ -54,7 +54,7 @@ fn rights(user: &str) -> Rights {
         "builder" => Rights {
             says: &["image.resolved", "deployment.failed", "deployment.progressed"],
             works: true,
-            answers: &["get-build-log", "forget-failure", "get-scan-report"],
+            answers: &["get-build-log", "forget-failure", "get-scan-report", "describe-environment"],
             owns: &["kaai_environments"],
             writes: &["kaai_facts.builder.public-key"],
             reads: &["kaai_facts"],

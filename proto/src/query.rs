@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     id::{Digest, EnvironmentHash, Generation, ModelName, ReplicaId, ServiceName},
     packager::{Archive, Model, ModelVersion},
+    spec::EnvironmentSpec,
 };
 
 /// A question, asked on `kaai.v1.<workspace>.query.<NAME>` and answered by one instance of one component with an [`Answer`].
@@ -283,6 +284,40 @@ pub struct GetLog {
 impl Query for GetLog {
     const NAME: &'static str = "get-log";
     type Reply = LogText;
+}
+
+/// Asks the builder how it understands an environment: where environments are images, base images count by the digests that their names
+/// have at this moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DescribeEnvironment {
+    /// The environment.
+    pub environment: EnvironmentSpec,
+}
+
+impl Query for DescribeEnvironment {
+    const NAME: &'static str = "describe-environment";
+    type Reply = EnvironmentDescription;
+}
+
+/// The identity of an environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EnvironmentDescription {
+    /// Its hash.
+    pub hash: EnvironmentHash,
+    /// What the hash is over, in that order.
+    pub facts: Vec<EnvironmentFact>,
+}
+
+/// One thing that is part of an environment's identity.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EnvironmentFact {
+    /// What it is about, `pip scikit-learn` for example; no two facts of an environment share one.
+    pub path: String,
+    /// What it says, in canonical form.
+    pub value: String,
 }
 
 /// Asks the builder for the log of an environment's newest build.

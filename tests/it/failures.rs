@@ -106,6 +106,17 @@ fn a_password_in_an_address_is_refused_before_anything_is_said_and_not_repeated(
 }
 
 #[test]
+fn the_builder_says_what_an_environment_is_and_whether_it_can_be() {
+    let kaai = shared();
+    let project = Project::echo("described", "x");
+    let show = |more: &[&str]| kaai.run(&[&["env", "show", &project.folder(), "--output", "json"][..], more].concat());
+    assert_eq!(show(&["--resolve"]).good().json(), show(&[]).good().json(), "without images nothing is to be resolved");
+    let other = Project::echo("described-too", "x").file("environment.yml", &PLAIN_CONDA.replace("3.11", "2.7"));
+    let ran = kaai.run(&["env", "show", &other.folder(), "--resolve"]);
+    assert!(ran.code == 1 && ran.stderr.contains("2.7"), "{ran:#?}");
+}
+
+#[test]
 fn a_project_that_is_too_big_may_be_let_through_as_the_message_says() {
     let mut kaai = Kaai::start();
     assert_eq!(kaai.interrupt(), 0);

@@ -11,7 +11,7 @@ pub struct CondaArgs {
     /// The kaai-conda program, which installs conda packages; looked for beside this program and on PATH, and without it they are refused
     #[arg(long, env = "KAAI_CONDA_PROGRAM", value_name = "FILE")]
     pub conda_program: Option<PathBuf>,
-    /// Address that stands before the names of conda channels, for a mirror; https://conda.anaconda.org if none is given
+    /// Address that stands before the names of conda channels, for a mirror; that of conda.anaconda.org if none is given
     #[arg(long, env = "KAAI_CONDA_CHANNEL_ALIAS", value_name = "URL")]
     pub conda_channel_alias: Option<String>,
 }

@@ -11,7 +11,7 @@ use proto::{
     failure::{Blame, Failure},
     id::Workspace,
     packager::{ProjectPackaged, RegistryLogin},
-    query::GetBuildLog,
+    query::{DescribeEnvironment, EnvironmentDescription, GetBuildLog, Refusal},
     spec::EnvironmentSpec,
     subject,
 };
@@ -105,6 +105,14 @@ impl Place {
             self.scene.said::<DeploymentFailed>(service).await.pop().map(|failed| Err(failed.failure))
         })
         .await
+    }
+
+    /// What the builder says that an environment is.
+    pub(crate) async fn describe(&self, environment: EnvironmentSpec) -> Result<EnvironmentDescription, Refusal> {
+        match self.scene.rt.bus.ask(&Workspace::default(), &DescribeEnvironment { environment }, VERY_LONG).await {
+            Err(runtime::bus::AskError::Refused(refusal)) => Err(refusal),
+            answer => Ok(answer.unwrap()),
+        }
     }
 
     /// The log of an environment's build.

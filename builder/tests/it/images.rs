@@ -62,15 +62,15 @@ async fn equal_environments_are_equal_images_byte_for_byte_and_a_global_one_is_c
         answer => answer.unwrap(),
     };
     let elsewhere = Place::new(&two.uv, &two.registry.address(), &[]).await.ask(wanted()).await.unwrap();
+    assert_eq!(built.environment, elsewhere.environment, "an image is the same wherever it lies");
     // The two differ in where their base image is, which is part of neither layer.
     let (first, second) = (pull(&reference(&built)).await.0, pull(&reference(&elsewhere)).await.0);
     assert_eq!(first.layers[1].digest, second.layers[1].digest, "made twice, in two folders");
 
-    // A third registry has nothing; the first is its global one, and has the same base image under the same name.
+    // A third registry has the base image alone; the first is its global one.
     let Some(three) = Ground::new(test).await else { return };
-    let base = format!("--base-image=3.11={}/python:3.11", one.registry.address());
     let global = format!("--global-registry={}/kaai", one.registry.address());
-    let mut place = Place::new(&three.uv, &three.registry.address(), &[&base, &global]).await;
+    let mut place = Place::new(&three.uv, &three.registry.address(), &[&global]).await;
     let copied = place.ask(wanted()).await.unwrap();
     assert_eq!(copied.lookup, Lookup::Copied);
     let found = [(RegistryRole::Workspace, RegistryOutcome::Missing), (RegistryRole::Global, RegistryOutcome::Found)];
@@ -95,6 +95,11 @@ async fn a_base_image_counts_by_what_its_name_stands_for_now() {
     let by_digest = ground.registry.put(&ground.base, "python", "other");
     let same = place.ask(managed(&format!("python@{by_digest}"))).await.unwrap();
     assert_eq!(first.environment, same.environment, "two names of one image");
+    let described = place.describe(managed("python:3.11")).await.unwrap();
+    assert_eq!(described.hash, first.environment, "the builder says beforehand what it will be");
+    assert!(described.facts.iter().any(|fact| fact.path == "base image" && fact.value == by_digest), "{described:?}");
+    let refusal = place.describe(managed("nothing:1")).await.unwrap_err();
+    assert!(refusal.cause.contains("nothing:1 does not exist"), "{refusal:?}");
     let Image::Container { interpreter, python, .. } = &first.image else { panic!() };
     assert_eq!((interpreter.as_str(), python), ("python", &None), "its packages are its own");
 

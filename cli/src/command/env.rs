@@ -1,6 +1,9 @@
 //! `kaai env`: the identity of an environment, and why two differ.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use builder::identity;
 use clap::Subcommand;
@@ -9,18 +12,21 @@ use packager::{
     walk::{Limits, Links},
 };
 use proto::{
-    id::{EnvironmentHash, ServiceName},
-    query::{ForgetFailure, GetBuildLog, GetScanReport},
+    id::ServiceName,
+    query::{DescribeEnvironment, EnvironmentDescription, ForgetFailure, GetBuildLog, GetScanReport},
     spec::EnvironmentSpec,
 };
 use serde_json::json;
 
 use crate::{
     command::{deploy::ProjectArgs, logs},
-    connection::{ASK, Reach},
+    connection::{ASK, Connection, Reach},
     ending::{Ending, Result},
     output::{self, Format},
 };
+
+/// How long the builder may take to find out what base images are.
+const RESOLVE: Duration = Duration::from_secs(30);
 
 /// Show the identity of an environment, why two differ, how one was built, and what a scan found
 #[derive(Debug, clap::Args)]
@@ -38,6 +44,8 @@ enum Action {
         folder: PathBuf,
         #[command(flatten)]
         project: ProjectArgs,
+        #[command(flatten)]
+        by: By,
     },
     /// Say in what the environments of two projects differ
     Why {
@@ -45,6 +53,8 @@ enum Action {
         a: String,
         /// Another
         b: String,
+        #[command(flatten)]
+        by: By,
     },
     /// Build an environment again that could not be built, without waiting until that is forgotten
     Retry {
@@ -70,14 +80,42 @@ enum Action {
     },
 }
 
-/// Reads projects here; asks only for services and logs.
+/// Who says what an environment is.
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct By {
+    /// Ask the builder, for which base images count by their digests of this moment, and not their names
+    #[arg(long)]
+    resolve: bool,
+}
+
+impl By {
+    /// Describes an environment.
+    async fn describe(self, spec: EnvironmentSpec, reach: &Reach) -> Result<EnvironmentDescription> {
+        if self.resolve {
+            return resolved(spec, &reach.connect().await?).await;
+        }
+        let refused = |refused: builder::environment::Refused| Ending::from(refused.into_failure());
+        let hash = identity::hash(&spec).map_err(refused)?;
+        Ok(EnvironmentDescription { hash, facts: identity::facts(&spec).map_err(refused)? })
+    }
+}
+
+async fn resolved(environment: EnvironmentSpec, connection: &Connection) -> Result<EnvironmentDescription> {
+    Ok(connection.bus.ask(connection.workspace(), &DescribeEnvironment { environment }, RESOLVE).await?)
+}
+
+/// Reads projects here; asks only for services, logs and digests.
 pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
     match args.action {
-        Action::Show { folder, project } => show(&read(&folder, &project)?, format),
-        Action::Why { a, b } => {
-            let before = one(&a, reach).await?;
-            let after = one(&b, reach).await?;
-            why(&before, &after, format)
+        Action::Show { folder, project, by } => {
+            show(by.describe(read(&folder, &project)?, reach).await?, by, format);
+            Ok(())
+        }
+        Action::Why { a, b, by } => {
+            let before = by.describe(one(&a, reach).await?, reach).await?;
+            let after = by.describe(one(&b, reach).await?, reach).await?;
+            why(&before, &after, format);
+            Ok(())
         }
         Action::Retry { hash } => {
             let connection = reach.connect().await?;
@@ -108,14 +146,14 @@ pub async fn run(args: Args, reach: &Reach, format: Format) -> Result {
             Ok(())
         }
         Action::Log { hash, folder, lines } => {
+            let connection = reach.connect().await?;
             let environment = match (hash, folder) {
                 (Some(hash), _) => hash,
                 (None, folder) => {
                     let spec = read(&folder.unwrap_or_else(|| ".".into()), &ProjectArgs::default())?;
-                    hash_of(&spec)?.to_string()
+                    resolved(spec, &connection).await?.hash.to_string()
                 }
             };
-            let connection = reach.connect().await?;
             let query = GetBuildLog { environment, lines };
             logs::show(&connection.bus.ask(connection.workspace(), &query, ASK).await?, format)
         }
@@ -151,41 +189,36 @@ fn read(folder: &Path, project: &ProjectArgs) -> Result<EnvironmentSpec> {
     Ok(project::read_within(&folder, &options, &service, limits, Links::Anywhere)?.spec.environment)
 }
 
-fn hash_of(spec: &EnvironmentSpec) -> Result<EnvironmentHash> {
-    identity::hash(spec).map_err(|refused| refused.into_failure().into())
-}
-
-fn show(spec: &EnvironmentSpec, format: Format) -> Result {
-    let hash = hash_of(spec)?;
-    let facts = identity::facts(spec).map_err(|refused| Ending::from(refused.into_failure()))?;
+fn show(environment: EnvironmentDescription, by: By, format: Format) {
     match format {
-        Format::Json => output::json(&json!({ "hash": hash, "facts": facts })),
+        Format::Json => output::json(&environment),
         Format::Text => {
-            output::line(&format!("{hash}\n"));
-            let rows: Vec<_> = facts.into_iter().map(|fact| vec![fact.path, fact.value]).collect();
+            output::line(&format!("{}\n", environment.hash));
+            let rows: Vec<_> = environment.facts.into_iter().map(|fact| vec![fact.path, fact.value]).collect();
             output::table(&["FACT", "VALUE"], &rows);
-            output::aside(
-                "(where environments are images a base image counts by its digest of that moment: `kaai status SERVICE` says that hash)",
-            );
+            if !by.resolve {
+                output::aside(
+                    "(where environments are images a base image counts by its digest of that moment: --resolve asks the builder)",
+                );
+            }
         }
     }
-    Ok(())
 }
 
-fn why(before: &EnvironmentSpec, after: &EnvironmentSpec, format: Format) -> Result {
-    let differences = identity::why(before, after).map_err(|refused| Ending::from(refused.into_failure()))?;
-    let (one, other) = (hash_of(before)?, hash_of(after)?);
+fn why(before: &EnvironmentDescription, after: &EnvironmentDescription, format: Format) {
+    let differences = identity::differences(&before.facts, &after.facts);
+    let (one, other) = (&before.hash, &after.hash);
     if format == Format::Json {
         output::json(
             &json!({ "same": differences.is_empty(), "before": one, "after": other, "differences": differences }),
         );
-        return Ok(());
+        return;
     }
     if differences.is_empty() {
         output::line(&format!("the same: {one}"));
-        return Ok(());
+        return;
     }
-    let facts = identity::facts(before).map_err(|refused| Ending::from(refused.into_failure()))?.len();
+    let facts = before.facts.len();
     output::line(&format!("different: {} of {facts} facts  ({} → {})", differences.len(), one.short(), other.short()));
     let rows: Vec<_> = differences
         .into_iter()
@@ -201,5 +234,4 @@ fn why(before: &EnvironmentSpec, after: &EnvironmentSpec, format: Format) -> Res
         })
         .collect();
     output::table(&["", "FACT", "BEFORE", "", "AFTER"], &rows);
-    Ok(())
 }
