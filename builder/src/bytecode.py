@@ -40,12 +40,9 @@ def compile_or_take(path, name, kept):
     # Two releases of one minor may compile differently.
     key = hashlib.sha256(b"\0".join([sys.version.encode(), name.encode(), source])).hexdigest()
     target, known = importlib.util.cache_from_source(path), os.path.join(kept, key[:2], key + ".pyc")
-    cache = os.path.dirname(target)
-    if os.path.islink(cache):
-        os.unlink(cache)
     if os.path.lexists(target):
         os.unlink(target)  # The package has brought it, compiled for a place and a time of its own.
-    os.makedirs(cache, exist_ok=True)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
     try:
         os.link(known, target)
         taken = True
@@ -77,6 +74,9 @@ def work(paths, folder, home, kept):
     compiled = taken = left = 0
     for path in paths:
         name = os.path.join(home, os.path.relpath(path, folder))
+        cache = os.path.join(os.path.dirname(path), "__pycache__")
+        if os.path.islink(cache):
+            os.unlink(cache)  # It may lead to anywhere.
         try:
             if kept is None:
                 py_compile.compile(path, dfile=name, doraise=True)

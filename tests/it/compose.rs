@@ -147,6 +147,8 @@ async fn the_compose_stack_serves_through_restarts_of_each_component_and_finds_e
 
     operator.stack.compose(&compose, &["build", "--quiet"]).good();
     operator.stack.compose(&compose, &["up", "--detach", "--wait"]).good();
+    let prepared = operator.stack.compose(&compose, &["logs", "--no-color", "setup"]).good().stdout;
+    assert!(prepared.contains("what the object store writes is on disk at once"), "{prepared}");
     operator.stack.push_base_image();
     operator.stack.introduce(&compose);
     operator.deploy("first", &[]);
