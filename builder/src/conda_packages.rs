@@ -277,6 +277,23 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn no_package_has_the_last_word_about_what_is_installed() {
+        let folder = tempfile::tempdir().unwrap();
+        let room = Room { environment: &folder.path().join("environment"), notes: folder.path() };
+        let kept = room.environment.join(LOCK);
+        fs::create_dir(room.environment).unwrap();
+        for ours in [Some("what kaai-conda has installed"), None] {
+            fs::write(&kept, r#"{"packages": []}"#).unwrap();
+            match ours {
+                Some(lock) => fs::write(room.notes.join(LOCK), lock).unwrap(),
+                None => fs::remove_file(room.notes.join(LOCK)).unwrap(),
+            }
+            keep_lock(room).unwrap();
+            assert_eq!(fs::read_to_string(&kept).ok().as_deref(), ours);
+        }
+    }
+
     fn definition(channels: &[&str], dependencies: &[&str]) -> Definition {
         let own = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
         let conda = CondaSpec {

@@ -115,3 +115,16 @@ fn in_a_line(text: &str) -> String {
     let lines = text.lines().map(bare).filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_channel_that_is_not_there_is_missing() {
+        let answered = |status: &str| Failure::of(&format!("HTTP status client error ({status}) for url")).code();
+        assert_eq!(["404 Not Found", "410 Gone"].map(answered), [7, 7]);
+        let others = ["401 Unauthorized", "403 Forbidden", "408 Request Timeout", "429 Too Many Requests"];
+        assert_eq!(others.map(answered), [4; 4]);
+    }
+}

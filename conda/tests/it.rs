@@ -50,21 +50,8 @@ impl Scene {
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(file, text).unwrap();
         }
-        let package = subdir.join(format!("{name}-{version}-0.conda"));
         let paths: Vec<_> = files.iter().map(|(file, _)| made.path().join(file)).collect();
-        rattler_package_streaming::write::write_conda_package(
-            fs::File::create(&package).unwrap(),
-            made.path(),
-            &paths,
-            CompressionLevel::Lowest,
-            Some(1),
-            &format!("{name}-{version}-0"),
-            None,
-            None,
-        )
-        .unwrap();
-        self.list(&subdir, &package, record);
-        package
+        self.pack(&subdir, made.path(), &paths, record)
     }
 
     /// Puts a package whose one file is a link.
@@ -80,20 +67,19 @@ impl Scene {
         let paths = json!({ "paths": [{ "_path": "share/link", "path_type": "softlink" }], "paths_version": 1 });
         fs::write(made.path().join("info/index.json"), record.to_string()).unwrap();
         fs::write(made.path().join("info/paths.json"), paths.to_string()).unwrap();
-        let package = subdir.join(format!("{name}-1-0.conda"));
         let files = ["share/link", "info/index.json", "info/paths.json"].map(|file| made.path().join(file));
-        rattler_package_streaming::write::write_conda_package(
-            fs::File::create(&package).unwrap(),
-            made.path(),
-            &files,
-            CompressionLevel::Lowest,
-            Some(1),
-            &format!("{name}-1-0"),
-            None,
-            None,
-        )
-        .unwrap();
-        self.list(&subdir, &package, record);
+        self.pack(&subdir, made.path(), &files, record);
+    }
+
+    /// Makes a package of files and puts it into the channel's list.
+    fn pack(&self, subdir: &Path, made: &Path, files: &[PathBuf], record: Value) -> PathBuf {
+        let name = format!("{}-{}-0", record["name"].as_str().unwrap(), record["version"].as_str().unwrap());
+        let package = subdir.join(format!("{name}.conda"));
+        let (file, level) = (fs::File::create(&package).unwrap(), CompressionLevel::Lowest);
+        rattler_package_streaming::write::write_conda_package(file, made, files, level, Some(1), &name, None, None)
+            .unwrap();
+        self.list(subdir, &package, record);
+        package
     }
 
     fn list(&self, subdir: &Path, package: &Path, mut record: Value) {

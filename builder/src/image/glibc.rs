@@ -117,6 +117,8 @@ mod tests {
         );
         let old = layer(&[("lib/x86_64-linux-gnu/libc-2.31.so", b"stable release version 2.31.\n")]);
         assert_eq!(look(old.as_slice()).unwrap().unwrap(), "2.31");
+        let cross = ("usr/aarch64-linux-gnu/lib/libc.so.6", b"stable release version 2.99.\n".as_slice());
+        assert_eq!(look(layer(&[library, cross]).as_slice()).unwrap().unwrap(), "2.36", "another system's");
         assert_eq!(look(layer(&[("lib/ld-musl-x86_64.so.1", banner)]).as_slice()).unwrap(), None);
     }
 }
